@@ -1,0 +1,350 @@
+// The contract of arithmetic: one Args struct and one virtual per operation. Implementations stand side by side (reference, cpu,
+// cuda) and one test source runs on all of them. Files, ranks and models are unknown here; the caller owns every buffer.
+//
+// Conventions that hold for every op unless it says otherwise:
+//  * pointers are device pointers of the backend that runs the op (host pointers for reference and cpu);
+//  * matrices are row-major and dense; `tokens` is the number of activation rows; activations are fp32;
+//  * outputs do not alias inputs; zero tokens is legal and does nothing;
+//  * the result for one token does not depend on the other tokens of the call (same accumulation order for every batch);
+//  * ops are ordered on the backend's stream; only download and synchronize block.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "kernels/codebook.h"
+
+namespace pq {
+
+// Weights share one norm and one Hadamard rotation per kBlock consecutive inputs.
+inline constexpr int64_t kBlock = 128;
+
+// The gated delta rule folds its pending rows into the recurrent state whenever the position after a token is a multiple of
+// kDeltaChunk. A constant of the numerics: changing it changes the last bits of every logit.
+inline constexpr int64_t kDeltaChunk = 16;
+
+// Taps of the causal convolution kept as history.
+inline constexpr int64_t kConvHistory = 3;
+
+// Device memory, freed on destruction; movable. Aligned to at least 256 bytes.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(void* data, int64_t bytes, std::shared_ptr<void> owner) : data_(data), bytes_(bytes), owner_(std::move(owner)) {}
+  void* data() const { return data_; }
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  int64_t bytes_ = 0;
+  std::shared_ptr<void> owner_;
+};
+
+enum class WeightFormat : int {
+  f32,    // data: float
+  bf16,   // data: uint16_t
+  polar,  // data: packed codes, 16 * bits bytes a block (kernels/polar.h); scales: fp16 norm a block
+  int4,   // data: 64 bytes a group of 128 (byte i: weight i low nibble, weight 64 + i high nibble); scales (and zeros): bf16 a group
+};
+
+// A matrix W [rows, cols] (or the slice of one that a rank owns), stored as `units` consecutive parts along the inputs:
+// every plane is [units][rows][cols / units ...]. units = 1 is plain row-major. Points, does not own.
+struct Matrix {
+  WeightFormat format = WeightFormat::f32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t units = 1;
+  const void* data = nullptr;
+  const uint16_t* scales = nullptr;    // polar: norms fp16; int4: bf16
+  const uint16_t* zeros = nullptr;     // int4 asymmetric: bf16, w = (q - 8) * scale + zero; null: w = (q - 8) * scale
+  const Codebook* codebook = nullptr;  // polar; host memory, outlives the matrix
+
+  int64_t unit_cols() const { return cols / units; }
+  // Bytes of the data plane, and of the scales (= zeros) plane.
+  int64_t data_bytes() const;
+  int64_t scale_bytes() const;
+};
+
+// How the input of coded matrices is represented.
+enum class ActivationMode : int {
+  f32,   // rotated fp32 against fp32 centroids: for parity tests
+  int8,  // rotated, int8 with one fp32 scale a block, against integer centroids
+};
+
+// The input of one or more matrices, produced once by `prepare` and shared. Points, does not own.
+struct Activation {
+  ActivationMode mode = ActivationMode::int8;
+  int64_t tokens = 0;
+  int64_t dim = 0;
+  const float* raw = nullptr;      // [tokens, dim]; what f32, bf16 and int4 matrices read
+  const float* rotated = nullptr;  // [tokens, dim], mode f32
+  const int8_t* codes = nullptr;   // [tokens, dim], mode int8
+  const float* scales = nullptr;   // [tokens, dim / 128], mode int8
+};
+
+// Consecutive tokens of one sequence inside a batch: activation rows [row, row + tokens) are positions
+// [position, position + tokens) of the sequence held in `slot`. Host memory.
+struct Span {
+  int64_t row = 0;
+  int64_t tokens = 0;
+  int64_t position = 0;
+  int64_t slot = 0;
+};
+
+struct Spans {
+  const Span* data = nullptr;
+  int64_t count = 0;
+};
+
+// y[t] = row ids[t] - first_row of `table` when that lies in [0, table.rows), else zeros; +0.0f is added to each value so that a
+// negative zero cannot tell rank counts apart. polar rows are decoded to the original basis. y [tokens, table.cols];
+// ids [tokens] host memory. table.units = 1. Reads one row of the table a token.
+struct EmbedArgs {
+  float* y;
+  const int32_t* ids;
+  int64_t tokens;
+  Matrix table;
+  int64_t first_row;
+};
+
+// y = x / sqrt(mean(x^2) + eps) * (weight_offset + weight) by rows. x, y [rows, dim]; weight [dim] fp32. weight_offset is 1 for the
+// zero-centred norms of Qwen3.5 and 0 for plain ones. y may be x. Source: spec of Qwen3.5 §2.1.
+// The sum of squares is taken in 16 interleaved lanes (lane l sums elements l, l + 16, ...) folded by halves.
+struct RmsNormArgs {
+  float* y;
+  const float* x;
+  const float* weight;
+  int64_t rows;
+  int64_t dim;
+  float eps;
+  float weight_offset;
+};
+
+// Rotation of every 128-block by the orthonormal Sylvester-Hadamard matrix (dim % 128 == 0), then, in mode int8,
+// scale = max|v| / 127 and code = round-half-even(v / scale) (scale 0 when the block is 0).
+// mode f32 fills rotated [tokens, dim]; mode int8 fills codes [tokens, dim] and scales [tokens, dim / 128].
+// Butterflies run with distance 1, 2, 4, ..., 64, the factor 1/sqrt(128) last.
+struct PrepareArgs {
+  const float* x;
+  int64_t tokens;
+  int64_t dim;
+  ActivationMode mode;
+  float* rotated;
+  int8_t* codes;
+  float* scales;
+};
+
+// y[t, r] = sum over cols of W[r, c] * x[t, c]. y [tokens, w.rows]; x.dim == w.cols.
+// Order: partial sums of the units are added by a balanced binary tree (w.units a power of two). Inside a unit:
+//   polar, int8: blocks in order, acc = fma((float)dot, norm * scale * codebook.int_step, acc) with the exact int32 dot product
+//     of integer centroids and activation codes; norm * scale first, then * int_step;
+//   polar, f32: blocks in order, acc = fma(dot, norm / sqrt(128), acc), dot in 16 lanes folded by halves;
+//   f32, bf16, int4: 16 lanes over the unit's columns, folded by halves; fp32 fma; int4 weights are decoded to fp32 first.
+// "Folded by halves": lane l += lane l + 8, then + 4, + 2, + 1.
+// Bytes moved: w.data_bytes() + w.scale_bytes() once a call of up to 8 tokens.
+struct LinearArgs {
+  float* y;
+  Activation x;
+  Matrix w;
+};
+
+// y = silu(gate) * up, silu(t) = t / (1 + exp(-t)). All [count]; y may be gate or up.
+struct SiluMulArgs {
+  float* y;
+  const float* gate;
+  const float* up;
+  int64_t count;
+};
+
+// y += x, [count].
+struct AddArgs {
+  float* y;
+  const float* x;
+  int64_t count;
+};
+
+// y[t, c] = silu(sum_{j=0..3} w[c, j] * x[t - 3 + j, c]) along each sequence; taps in order j = 0..3 by fma.
+// x, y [tokens, channels]; weight [channels, 4]; state [slots][3][channels] holds the last three inputs of each slot, oldest
+// first; it is read where the span starts and updated. A span at position 0 starts from zeros whatever the state holds.
+struct CausalConvArgs {
+  float* y;
+  const float* x;
+  const float* weight;
+  float* state;
+  int64_t channels;
+  Spans spans;
+};
+
+// Per-layer state of the gated delta rule, S at the last multiple of kDeltaChunk and the rows pending since.
+struct DeltaState {
+  float* s;      // [slots][value_heads][key_dim][value_dim]
+  float* k;      // [slots][kDeltaChunk][key_heads][key_dim], normalised keys
+  float* delta;  // [slots][kDeltaChunk][value_heads][value_dim]
+  float* decay;  // [slots][kDeltaChunk][value_heads], cumulative log-decay G since the multiple
+};
+
+// Gated delta rule (Qwen3.5 spec §2.4 steps 3 to 7), written so that a token's bits do not depend on how a sequence was cut:
+// with S the state at the last multiple of kDeltaChunk and rows j < i of the current chunk pending,
+//   q, k normalised: x / sqrt(sum x^2 + 1e-6), q further * key_dim^-1/2;   beta = sigmoid(b), g = -exp(a_log) softplus(a + dt_bias)
+//   G_i = G_{i-1} + g_i
+//   delta_i = beta_i (v_i - exp(G_i) S^T k_i - sum_{j<i} exp(G_i - G_j) (k_i . k_j) delta_j)
+//   y_i     = exp(G_i) S^T q_i + sum_{j<=i} exp(G_i - G_j) (q_i . k_j) delta_j
+// and after row kDeltaChunk - 1: S <- exp(G) S + sum_j exp(G - G_j) k_j delta_j^T, j in order.
+// Products S^T x run over key_dim in order by fma from zero; k . k and q . k in 16 lanes folded by halves; the sums over j in order
+// by fma. softplus(x) = x for x > 20, else log1p(exp(x)).
+// qkv [tokens, 2 * key_heads * key_dim + value_heads * value_dim] after convolution: q heads, k heads, v heads;
+// a, b [tokens, value_heads]; a_log, dt_bias [value_heads]; y [tokens, value_heads * value_dim]. Value head h reads key head
+// h * key_heads / value_heads. A span at position 0 starts from S = 0 whatever the state holds.
+// key_dim and value_dim are multiples of 16.
+struct GatedDeltaArgs {
+  float* y;
+  const float* qkv;
+  const float* a;
+  const float* b;
+  const float* a_log;
+  const float* dt_bias;
+  DeltaState state;
+  int64_t key_heads;
+  int64_t value_heads;
+  int64_t key_dim;
+  int64_t value_dim;
+  Spans spans;
+};
+
+// y = rms(x) * weight * silu(gate) by rows of `dim` (one head): norm first, gate after. x, gate, y [rows, dim]; weight [dim], plain.
+// y may be x. Sum of squares as in RmsNormArgs.
+struct GatedRmsNormArgs {
+  float* y;
+  const float* x;
+  const float* gate;
+  const float* weight;
+  int64_t rows;
+  int64_t dim;
+  float eps;
+};
+
+enum class KvType : int { f32, f16 };
+
+// One layer's keys and values: [slots][kv_heads][context][head_dim] of `type`; keys normed and rotated.
+struct KvCache {
+  KvType type = KvType::f16;
+  void* k = nullptr;
+  void* v = nullptr;
+  int64_t kv_heads = 0;
+  int64_t context = 0;
+  int64_t head_dim = 0;
+};
+
+// From projections to cache: q and k are zero-centred RMS-normed by head (weights q_norm, k_norm [head_dim], 1 + w), rotated on
+// the first rotary_dim dimensions in half-split pairs (i, i + rotary_dim / 2) by angle float(position) * inv_freq[i]; k and raw v go
+// to the cache at their position. q_gate [tokens, heads, 2 * head_dim] (query then gate of each head); k, v [tokens, kv_heads,
+// head_dim]; inv_freq [rotary_dim / 2]; q [tokens, heads, head_dim] receives the rotated queries. Positions < cache.context.
+struct AttentionInputArgs {
+  float* q;
+  const float* q_gate;
+  const float* k;
+  const float* v;
+  const float* q_norm;
+  const float* k_norm;
+  const float* inv_freq;
+  int64_t heads;
+  int64_t rotary_dim;
+  float eps;
+  KvCache cache;
+  Spans spans;
+};
+
+// Causal attention over the cache, then the output gate: y = softmax(q . k / sqrt(head_dim)) v * sigmoid(gate).
+// Query head h reads kv head h * kv_heads / heads. q, y [tokens, heads, head_dim]; q_gate as above. Scores in 16 lanes folded by
+// halves; the sum of exponentials in 16 interleaved lanes over positions; values accumulated over positions in order by fma, divided
+// once at the end.
+struct AttentionArgs {
+  float* y;
+  const float* q;
+  const float* q_gate;
+  int64_t heads;
+  KvCache cache;
+  Spans spans;
+};
+
+// Quantisation error of a call, to be added up over calls: sum (w - q)^2 and sum w^2, in double.
+struct EncodeError {
+  double squared_error = 0;
+  double squared_norm = 0;
+};
+
+// PolarQuant encoder (spec polarquant §1.1) by 128-blocks of w [rows, cols] fp32 host or device memory of the backend,
+// cols % 128 == 0. codes: packed, [rows][cols / 128][16 * bits]; norms fp16 [rows][cols / 128], raw L2 convention
+// w = norm * c[code] / sqrt(128) rotated back. scale_search: per block, multipliers of the norm are tried, the gain refitted by least
+// squares, the one with the least squared error kept. Throws ErrorKind::input when a weight is not finite or a norm overflows fp16.
+struct PolarEncodeArgs {
+  uint8_t* codes;
+  uint16_t* norms;
+  const float* w;
+  int64_t rows;
+  int64_t cols;
+  const Codebook* codebook;
+  bool scale_search;
+  EncodeError* error;  // host; may be null
+};
+
+// INT4 group-128 encoder in the original basis. Symmetric: scale = bf16(max|w| / 7), q = clamp(round(w / scale), -8, 7).
+// Asymmetric (zeros not null): scale = bf16((max - min) / 15), zero = bf16(min + 8 * scale), q = clamp(round((w - zero) / scale + 8), 0, 15).
+// Rounding half to even. Planes as in WeightFormat::int4.
+struct Int4EncodeArgs {
+  uint8_t* codes;
+  uint16_t* scales;
+  uint16_t* zeros;  // null: symmetric
+  const float* w;
+  int64_t rows;
+  int64_t cols;
+  EncodeError* error;
+};
+
+// w [rows, cols] fp32 from any format, units respected; polar in the original basis.
+struct DecodeArgs {
+  float* w;
+  Matrix matrix;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  // "reference", "cpu (avx512-vnni)", ...
+  virtual std::string name() const = 0;
+
+  // Zero-filled. Throws ErrorKind::environment naming the size when memory is short.
+  virtual Buffer allocate(int64_t bytes) = 0;
+  // The pointer a host may read and write directly, or null when device memory is not host memory.
+  virtual void* host_pointer(const Buffer& buffer) const = 0;
+  virtual void upload(void* device, const void* host, int64_t bytes) = 0;
+  virtual void download(void* host, const void* device, int64_t bytes) = 0;
+  virtual void zero(void* device, int64_t bytes) = 0;
+  virtual void synchronize() = 0;
+
+  virtual void embed(const EmbedArgs& args) = 0;
+  virtual void rms_norm(const RmsNormArgs& args) = 0;
+  virtual void prepare(const PrepareArgs& args) = 0;
+  virtual void linear(const LinearArgs& args) = 0;
+  virtual void silu_mul(const SiluMulArgs& args) = 0;
+  virtual void add(const AddArgs& args) = 0;
+  virtual void causal_conv(const CausalConvArgs& args) = 0;
+  virtual void gated_delta(const GatedDeltaArgs& args) = 0;
+  virtual void gated_rms_norm(const GatedRmsNormArgs& args) = 0;
+  virtual void attention_input(const AttentionInputArgs& args) = 0;
+  virtual void attention(const AttentionArgs& args) = 0;
+
+  virtual void polar_encode(const PolarEncodeArgs& args) = 0;
+  virtual void int4_encode(const Int4EncodeArgs& args) = 0;
+  virtual void decode(const DecodeArgs& args) = 0;
+};
+
+// device: "cpu" or "reference". Throws ErrorKind::usage for other names.
+std::unique_ptr<Backend> make_backend(const std::string& device);
+
+}  // namespace pq

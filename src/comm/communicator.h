@@ -1,0 +1,42 @@
+// Collectives between the ranks of a model: self (one rank), threads (ranks in one process, for tests and debuggers). MPI stands in
+// mpi_comm.h; starting and agreeing are left to session.h.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+namespace pq {
+
+// All calls are collective: every rank calls the same operation with the same count, in the same order. Pointers are host memory.
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual std::string name() const = 0;
+
+  // In place, fp32, any count including 0. size() is a power of two; values are added by one balanced binary tree in rank order, so
+  // every rank holds the same bits and a tree over more units extends it.
+  virtual void all_reduce_sum(float* data, int64_t count) = 0;
+
+  // Concatenates `bytes` from each rank in rank order into `out` [size * bytes] on every rank.
+  virtual void all_gather(const void* data, int64_t bytes, void* out) = 0;
+
+  // As all_gather, with out filled on rank 0 only (null elsewhere).
+  virtual void gather(const void* data, int64_t bytes, void* out) = 0;
+
+  // Rank 0's bytes reach every rank.
+  virtual void broadcast(void* data, int64_t bytes) = 0;
+
+  virtual void barrier() = 0;
+};
+
+std::unique_ptr<Communicator> make_self_communicator();
+
+// Runs body(communicator) on `ranks` threads of this process and rethrows the first exception (by rank) after all have ended. A rank
+// that throws wakes the others out of their collectives with ErrorKind::peer.
+void run_threads(int ranks, const std::function<void(Communicator&)>& body);
+
+}  // namespace pq

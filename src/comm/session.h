@@ -1,0 +1,48 @@
+// The life of a parallel job: MPI start and end, agreement of all ranks on an error, one-sided abort, the wait of idle workers. Data
+// moves through the communicator it holds.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "comm/communicator.h"
+
+namespace pq {
+
+class Session {
+ public:
+  // Initialises MPI when the process was started by mpirun or srun, else stays alone (no MPI call at all). Sets the log identity.
+  // Throws ErrorKind::usage when SLURM_NTASKS > 1 but the MPI world has one rank (N copies of rank 0).
+  Session(std::string program, int* argc, char*** argv);
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  int rank() const;
+  int ranks() const;
+  // Ranks on this node and the place among them.
+  int local_rank() const;
+  int local_ranks() const;
+  Communicator& comm();
+
+  // Runs `work` on every rank, then all ranks learn whether any threw: all throw the error of the lowest failing rank (its message
+  // prefixed with "rank R: " when R is not this rank), or none does. A symmetric point: every rank must call it.
+  void agree(const std::string& where, const std::function<void()>& work);
+
+  // Broadcast of a variable-sized message from rank 0. On other ranks waits without spinning (test with back-off up to 500 us).
+  void broadcast_message(std::vector<uint8_t>* message);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// The frame of every main: runs `body(session)`, maps errors to exit codes and prints exactly one line for them. Errors thrown by
+// Session::agree are printed by rank 0 only and end every rank with the same code; any other error prints one line on the rank that
+// threw and ends the job by MPI_Abort with its code. Never returns control to a half-finished MPI job.
+int run_program(const std::string& program, int argc, char** argv, const std::function<int(Session&)>& body);
+
+}  // namespace pq
