@@ -23,6 +23,8 @@ struct TensorSpec {
   int64_t cols = 0;
   Split split = Split::replicated;
   int64_t pieces = 1;       // independent of the number of ranks; 1 when replicated
+  // More ranks than pieces: true, a piece is copied to all ranks that need it (kv heads); false, only the first of them holds it.
+  bool shared = false;
   bool matrix = false;      // a large matrix, to which the policy applies; others are kept in their own dtype
   std::string tensor_class;  // for reports: "mlp.down_proj", "embed_tokens", ...
   int64_t shard = 0;         // index of the shard that holds it: 0 embedding, 1 + layer, layers + 1 final norm and head

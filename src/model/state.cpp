@@ -1,0 +1,69 @@
+// Sizes of state.h.
+#include "model/state.h"
+
+#include <algorithm>
+
+namespace pq {
+namespace {
+
+int64_t vocab_pieces(const ModelConfig& config) {
+  int64_t pieces = model_units(config);
+  while (config.vocab % pieces != 0) pieces /= 2;
+  return pieces;
+}
+
+}  // namespace
+
+LocalShape local_shape(const ModelConfig& config, int ranks) {
+  LocalShape s{};
+  s.heads = config.heads / ranks;
+  s.kv_heads = std::max<int64_t>(1, config.kv_heads / ranks);
+  s.key_heads = config.key_heads / ranks;
+  s.value_heads = config.value_heads / ranks;
+  s.intermediate = config.intermediate / ranks;
+  s.key_width = s.key_heads * config.key_dim;
+  s.value_width = s.value_heads * config.value_dim;
+  s.conv_channels = 2 * s.key_width + s.value_width;
+  s.attention_width = s.heads * config.head_dim;
+  s.vocab_rows = config.vocab / std::min<int64_t>(ranks, vocab_pieces(config));
+  return s;
+}
+
+LayerStateSize layer_state_size(const ModelConfig& config, const RuntimeOptions& options, int ranks) {
+  const LocalShape s = local_shape(config, ranks);
+  LayerStateSize size{};
+  size.delta_s = s.value_heads * config.key_dim * config.value_dim;
+  size.delta_k = kDeltaChunk * s.key_width;
+  size.delta_delta = kDeltaChunk * s.value_width;
+  size.delta_decay = kDeltaChunk * s.value_heads;
+  size.conv = kConvHistory * s.conv_channels;
+  size.kv = s.kv_heads * options.context * config.head_dim;
+  return size;
+}
+
+// qkv before and after convolution, z, a, b, y.
+int64_t delta_scratch_floats(const LocalShape& s) { return 2 * s.conv_channels + 2 * s.value_width + 2 * s.value_heads; }
+
+// q with gate, k, v, q, y.
+int64_t attention_scratch_floats(const LocalShape& s, const ModelConfig& config) {
+  return 4 * s.attention_width + 2 * s.kv_heads * config.head_dim;
+}
+
+// gate, up.
+int64_t mlp_scratch_floats(const LocalShape& s) { return 2 * s.intermediate; }
+
+WorkspaceSize workspace_size(const ModelConfig& config, const RuntimeOptions& options, int ranks) {
+  const LocalShape s = local_shape(config, ranks);
+  const int64_t f32 = 4;
+  WorkspaceSize size{};
+  size.residual = 3 * options.batch * config.hidden * f32;
+  const int64_t widest = std::max({config.hidden, s.intermediate, s.value_width, s.attention_width});
+  const int64_t blocks = (widest + kBlock - 1) / kBlock;
+  size.activation = options.batch * (options.activations == ActivationMode::f32 ? widest * f32 : widest + blocks * f32) + 256;
+  size.scratch =
+      options.batch * f32 * std::max({delta_scratch_floats(s), attention_scratch_floats(s, config), mlp_scratch_floats(s)});
+  size.logits = kLogitRows * s.vocab_rows * f32;
+  return size;
+}
+
+}  // namespace pq

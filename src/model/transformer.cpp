@@ -1,0 +1,308 @@
+// The step, from tokens to logits, in the order of the Qwen3.5 forward pass.
+#include "model/transformer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/error.h"
+#include "model/state.h"
+#include "model/weights.h"
+
+namespace pq {
+namespace {
+
+// State of one layer for all slots.
+struct LayerState {
+  DeltaState delta{};
+  float* conv = nullptr;
+  KvCache kv;
+};
+
+bool is_polar(const Matrix& m) { return m.format == WeightFormat::polar; }
+
+}  // namespace
+
+struct Transformer::Impl {
+  ModelConfig config;
+  RuntimeOptions options;
+  Backend& backend;
+  Communicator& comm;
+  Weights weights;
+  LocalShape shape;
+  std::vector<Buffer> buffers;
+  int64_t buffer_bytes = 0;
+  std::vector<LayerState> states;
+  const float* inv_freq = nullptr;
+
+  // Areas of a step; see workspace_size.
+  float* hidden = nullptr;
+  float* normed = nullptr;
+  float* partial = nullptr;
+  float* logits = nullptr;
+  std::byte* activation_area = nullptr;
+  float* scratch = nullptr;
+
+  std::vector<float> host_staging;    // partial sums of a device that the host cannot address
+  std::vector<float> gathered_logits;  // rank 0
+  std::vector<float> logit_row;        // rank 0
+
+  Impl(const ModelConfig& c, const RuntimeOptions& o, Backend& b, Communicator& m, WeightSource& source,
+       const std::function<void(int64_t)>& progress)
+      : config(c), options(o), backend(b), comm(m), shape(local_shape(c, m.size())) {
+    check_rank_count(config, comm.size());
+    weights = load_weights(config, backend, source, comm.rank(), comm.size(), progress);
+    allocate_states();
+    allocate_workspace();
+    upload_inv_freq();
+  }
+
+  template <typename T>
+  T* allocate(int64_t bytes) {
+    buffers.push_back(backend.allocate(bytes));
+    buffer_bytes += bytes;
+    return buffers.back().as<T>();
+  }
+
+  void allocate_states() {
+    const LayerStateSize size = layer_state_size(config, options, comm.size());
+    const int64_t kv_element = options.kv_type == KvType::f16 ? 2 : 4;
+    for (const LayerKind kind : config.layer_kinds) {
+      LayerState state;
+      if (kind == LayerKind::delta) {
+        state.delta.s = allocate<float>(4 * options.slots * size.delta_s);
+        state.delta.k = allocate<float>(4 * options.slots * size.delta_k);
+        state.delta.delta = allocate<float>(4 * options.slots * size.delta_delta);
+        state.delta.decay = allocate<float>(4 * options.slots * size.delta_decay);
+        state.conv = allocate<float>(4 * options.slots * size.conv);
+      } else {
+        state.kv = {options.kv_type, allocate<void>(kv_element * options.slots * size.kv),
+                    allocate<void>(kv_element * options.slots * size.kv), shape.kv_heads, options.context, config.head_dim};
+      }
+      states.push_back(state);
+    }
+  }
+
+  void allocate_workspace() {
+    const WorkspaceSize size = workspace_size(config, options, comm.size());
+    hidden = allocate<float>(size.residual);
+    normed = hidden + options.batch * config.hidden;
+    partial = normed + options.batch * config.hidden;
+    activation_area = allocate<std::byte>(size.activation);
+    scratch = allocate<float>(size.scratch);
+    logits = allocate<float>(size.logits);
+    if (comm.rank() == 0) logit_row.resize(static_cast<size_t>(config.vocab));
+    if (comm.rank() == 0 && comm.size() > 1)
+      gathered_logits.resize(static_cast<size_t>(kLogitRows * shape.vocab_rows * comm.size()));
+  }
+
+  // fp32 throughout, as the reference computes it: theta^(-2i / rotary_dim), then position times that.
+  void upload_inv_freq() {
+    std::vector<float> table;
+    for (int64_t i = 0; i < config.rotary_dim; i += 2) {
+      const float exponent = static_cast<float>(i) / static_cast<float>(config.rotary_dim);
+      table.push_back(1.0f / std::pow(static_cast<float>(config.rope_theta), exponent));
+    }
+    float* device = allocate<float>(std::max<int64_t>(4, 4 * static_cast<int64_t>(table.size())));
+    backend.upload(device, table.data(), 4 * static_cast<int64_t>(table.size()));
+    inv_freq = device;
+  }
+
+  void check(const Step& step) const {
+    const int64_t tokens = static_cast<int64_t>(step.tokens.size());
+    if (tokens > options.batch)
+      throw Error(ErrorKind::usage, fmt::format("a step of {} tokens exceeds the batch of {}", tokens, options.batch));
+    int64_t row = 0;
+    for (const Span& span : step.spans) {
+      if (span.row != row || span.tokens < 1 || span.position < 0 || span.slot < 0 || span.slot >= options.slots)
+        throw Error(ErrorKind::internal, fmt::format("span of {} tokens at row {}, position {}, slot {} is malformed", span.tokens,
+                                                     span.row, span.position, span.slot));
+      if (span.position + span.tokens > options.context)
+        throw Error(ErrorKind::usage, fmt::format("position {} exceeds the context of {}; start with a larger -c",
+                                                  span.position + span.tokens, options.context));
+      row += span.tokens;
+    }
+    if (row != tokens) throw Error(ErrorKind::internal, fmt::format("spans cover {} of {} tokens", row, tokens));
+    for (const int32_t id : step.tokens)
+      if (id < 0 || id >= config.vocab)
+        throw Error(ErrorKind::usage, fmt::format("token id {} is outside the vocabulary of {}", id, config.vocab));
+    for (const int32_t index : step.logit_rows)
+      if (index < 0 || index >= tokens)
+        throw Error(ErrorKind::internal, fmt::format("logits of row {} asked of {} tokens", index, tokens));
+  }
+
+  // The shared input of one or more matrices; `coded` says whether any of them is PolarQuant-coded.
+  Activation prepare(const float* x, int64_t tokens, int64_t dim, bool coded) {
+    Activation a{.mode = options.activations, .tokens = tokens, .dim = dim, .raw = x};
+    if (!coded) return a;
+    PrepareArgs args{.x = x, .tokens = tokens, .dim = dim, .mode = options.activations, .rotated = nullptr, .codes = nullptr,
+                     .scales = nullptr};
+    if (options.activations == ActivationMode::f32) {
+      args.rotated = reinterpret_cast<float*>(activation_area);
+    } else {
+      const int64_t code_bytes = (tokens * dim + 255) / 256 * 256;
+      args.codes = reinterpret_cast<int8_t*>(activation_area);
+      args.scales = reinterpret_cast<float*>(activation_area + code_bytes);
+    }
+    backend.prepare(args);
+    a.rotated = args.rotated;
+    a.codes = args.codes;
+    a.scales = args.scales;
+    return a;
+  }
+
+  void linear(float* y, const Activation& x, const Matrix& w) { backend.linear({.y = y, .x = x, .w = w}); }
+
+  // partial, summed over ranks, is added to the residual stream.
+  void reduce_into_residual(int64_t tokens) {
+    const int64_t count = tokens * config.hidden;
+    all_reduce(partial, count);
+    backend.add({.y = hidden, .x = partial, .count = count});
+  }
+
+  void all_reduce(float* data, int64_t count) {
+    if (comm.size() == 1) return;
+    if (backend.host_pointer(buffers.front())) {
+      backend.synchronize();
+      comm.all_reduce_sum(data, count);
+      return;
+    }
+    host_staging.resize(static_cast<size_t>(count));
+    backend.download(host_staging.data(), data, 4 * count);
+    comm.all_reduce_sum(host_staging.data(), count);
+    backend.upload(data, host_staging.data(), 4 * count);
+  }
+
+  void norm(const float* weight, int64_t tokens) {
+    backend.rms_norm({.y = normed, .x = hidden, .weight = weight, .rows = tokens, .dim = config.hidden, .eps = config.rms_norm_eps,
+                      .weight_offset = 1.0f});
+  }
+
+  void delta_layer(const DeltaWeights& w, LayerState& state, int64_t tokens, Spans spans) {
+    float* qkv = scratch;
+    float* convolved = qkv + tokens * shape.conv_channels;
+    float* z = convolved + tokens * shape.conv_channels;
+    float* b = z + tokens * shape.value_width;
+    float* a = b + tokens * shape.value_heads;
+    float* y = a + tokens * shape.value_heads;
+    const Activation x = prepare(normed, tokens, config.hidden,
+                                 is_polar(w.in_proj_qkv) || is_polar(w.in_proj_z) || is_polar(w.in_proj_b) || is_polar(w.in_proj_a));
+    linear(qkv, x, w.in_proj_qkv);
+    linear(z, x, w.in_proj_z);
+    linear(b, x, w.in_proj_b);
+    linear(a, x, w.in_proj_a);
+    backend.causal_conv(
+        {.y = convolved, .x = qkv, .weight = w.conv, .state = state.conv, .channels = shape.conv_channels, .spans = spans});
+    backend.gated_delta({.y = y, .qkv = convolved, .a = a, .b = b, .a_log = w.a_log, .dt_bias = w.dt_bias, .state = state.delta,
+                         .key_heads = shape.key_heads, .value_heads = shape.value_heads, .key_dim = config.key_dim,
+                         .value_dim = config.value_dim, .spans = spans});
+    backend.gated_rms_norm({.y = y, .x = y, .gate = z, .weight = w.norm, .rows = tokens * shape.value_heads, .dim = config.value_dim,
+                            .eps = config.rms_norm_eps});
+    linear(partial, prepare(y, tokens, shape.value_width, is_polar(w.out_proj)), w.out_proj);
+  }
+
+  void attention_layer(const AttentionWeights& w, LayerState& state, int64_t tokens, Spans spans) {
+    float* q_gate = scratch;
+    float* k = q_gate + tokens * 2 * shape.attention_width;
+    float* v = k + tokens * shape.kv_heads * config.head_dim;
+    float* q = v + tokens * shape.kv_heads * config.head_dim;
+    float* y = q + tokens * shape.attention_width;
+    const Activation x =
+        prepare(normed, tokens, config.hidden, is_polar(w.q_proj) || is_polar(w.k_proj) || is_polar(w.v_proj));
+    linear(q_gate, x, w.q_proj);
+    linear(k, x, w.k_proj);
+    linear(v, x, w.v_proj);
+    backend.attention_input({.q = q, .q_gate = q_gate, .k = k, .v = v, .q_norm = w.q_norm, .k_norm = w.k_norm, .inv_freq = inv_freq,
+                             .heads = shape.heads, .rotary_dim = config.rotary_dim, .eps = config.rms_norm_eps, .cache = state.kv,
+                             .spans = spans});
+    backend.attention({.y = y, .q = q, .q_gate = q_gate, .heads = shape.heads, .cache = state.kv, .spans = spans});
+    linear(partial, prepare(y, tokens, shape.attention_width, is_polar(w.o_proj)), w.o_proj);
+  }
+
+  void mlp(const LayerWeights& w, int64_t tokens) {
+    float* gate = scratch;
+    float* up = gate + tokens * shape.intermediate;
+    const Activation x = prepare(normed, tokens, config.hidden, is_polar(w.gate_proj) || is_polar(w.up_proj));
+    linear(gate, x, w.gate_proj);
+    linear(up, x, w.up_proj);
+    backend.silu_mul({.y = gate, .gate = gate, .up = up, .count = tokens * shape.intermediate});
+    linear(partial, prepare(gate, tokens, shape.intermediate, is_polar(w.down_proj)), w.down_proj);
+  }
+
+  void run(const Step& step, const std::function<void(int64_t, const float*)>& consume) {
+    check(step);
+    const int64_t tokens = static_cast<int64_t>(step.tokens.size());
+    if (tokens == 0) return;
+    const Spans spans{step.spans.data(), static_cast<int64_t>(step.spans.size())};
+    backend.embed({.y = hidden, .ids = step.tokens.data(), .tokens = tokens, .table = weights.embed, .first_row = weights.vocab_first});
+    all_reduce(hidden, tokens * config.hidden);
+    for (int64_t layer = 0; layer < config.layers; ++layer) {
+      const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
+      LayerState& state = states[static_cast<size_t>(layer)];
+      norm(w.input_norm, tokens);
+      if (config.layer_kinds[static_cast<size_t>(layer)] == LayerKind::delta)
+        delta_layer(w.delta, state, tokens, spans);
+      else
+        attention_layer(w.attention, state, tokens, spans);
+      reduce_into_residual(tokens);
+      norm(w.post_norm, tokens);
+      mlp(w, tokens);
+      reduce_into_residual(tokens);
+    }
+    head(step.logit_rows, consume);
+  }
+
+  // Final norm and head for the wanted rows, kLogitRows at a time, gathered on rank 0.
+  void head(const std::vector<int32_t>& rows, const std::function<void(int64_t, const float*)>& consume) {
+    for (size_t first = 0; first < rows.size(); first += kLogitRows) {
+      const int64_t count = std::min<int64_t>(kLogitRows, static_cast<int64_t>(rows.size() - first));
+      for (int64_t i = 0; i < count; ++i)
+        backend.rms_norm({.y = normed + i * config.hidden, .x = hidden + rows[first + static_cast<size_t>(i)] * config.hidden,
+                          .weight = weights.norm, .rows = 1, .dim = config.hidden, .eps = config.rms_norm_eps, .weight_offset = 1.0f});
+      if (weights.head.rows > 0) linear(logits, prepare(normed, count, config.hidden, is_polar(weights.head)), weights.head);
+      deliver(count, [&](int64_t i, const float* row) { consume(rows[first + static_cast<size_t>(i)], row); });
+    }
+  }
+
+  void deliver(int64_t count, const std::function<void(int64_t, const float*)>& consume) {
+    const int64_t local = count * shape.vocab_rows;
+    const float* source = logits;
+    if (!backend.host_pointer(buffers.front())) {
+      host_staging.resize(static_cast<size_t>(local));
+      backend.download(host_staging.data(), logits, 4 * local);
+      source = host_staging.data();
+    }
+    backend.synchronize();
+    if (comm.size() == 1) {
+      for (int64_t i = 0; i < count; ++i) consume(i, source + i * config.vocab);
+      return;
+    }
+    comm.gather(source, 4 * local, comm.rank() == 0 ? gathered_logits.data() : nullptr);
+    if (comm.rank() != 0) return;
+    // Ranks beyond the pieces of the vocabulary own no rows: every (ranks / owners)-th rank holds the next ones.
+    const int64_t owners = config.vocab / shape.vocab_rows;
+    const int64_t stride = comm.size() / owners;
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t owner = 0; owner < owners; ++owner)
+        std::memcpy(logit_row.data() + owner * shape.vocab_rows,
+                    gathered_logits.data() + (owner * stride * count + i) * shape.vocab_rows,
+                    static_cast<size_t>(4 * shape.vocab_rows));
+      consume(i, logit_row.data());
+    }
+  }
+};
+
+Transformer::Transformer(const ModelConfig& config, const RuntimeOptions& options, Backend& backend, Communicator& comm,
+                         WeightSource& source, const std::function<void(int64_t)>& progress)
+    : impl_(std::make_unique<Impl>(config, options, backend, comm, source, progress)) {}
+
+Transformer::~Transformer() = default;
+
+void Transformer::run(const Step& step, const std::function<void(int64_t, const float*)>& consume) { impl_->run(step, consume); }
+const ModelConfig& Transformer::config() const { return impl_->config; }
+const RuntimeOptions& Transformer::options() const { return impl_->options; }
+int64_t Transformer::allocated_bytes() const { return impl_->weights.bytes + impl_->buffer_bytes; }
+
+}  // namespace pq
