@@ -37,7 +37,8 @@ void set_log_identity(std::string_view program, int rank, int ranks) {
 void log_line(std::string_view message) {
   std::string line = prefix();
   line += message;
-  std::replace_if(line.begin(), line.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }, '?');
+  std::replace_if(
+      line.begin(), line.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }, '?');
   line += '\n';
   write_all_stderr(line);
 }

@@ -1,4 +1,5 @@
-// Reads config.json by the rules of the published Qwen3.5 configurations; every number is range-checked before it is used in a size.
+// Reads config.json by the rules of the published Qwen3.5 configurations; every number is range-checked before it is used in a
+// size.
 #include "model/config.h"
 
 #include <fmt/format.h>
@@ -104,8 +105,8 @@ void read_rope(const Reader& reader, const std::string& path, ModelConfig* confi
   const double factor = nested.number_or("partial_rotary_factor", flat_factor, 0, 1);
   config->rotary_dim = static_cast<int64_t>(std::floor(static_cast<double>(config->head_dim) * factor));
   if (config->rotary_dim % 2 != 0)
-    reader.fail("partial_rotary_factor", fmt::format("{} of head_dim {} gives {} rotary dimensions, an even number is needed", factor,
-                                                     config->head_dim, config->rotary_dim));
+    reader.fail("partial_rotary_factor", fmt::format("{} of head_dim {} gives {} rotary dimensions, an even number is needed",
+                                                     factor, config->head_dim, config->rotary_dim));
 }
 
 void read_eos(const Reader& reader, const Json& value, ModelConfig* config) {
@@ -120,7 +121,8 @@ void check_relations(const Reader& reader, const ModelConfig& c) {
   if (c.heads % c.kv_heads != 0)
     reader.fail("num_attention_heads", fmt::format("is {}, not a multiple of num_key_value_heads {}", c.heads, c.kv_heads));
   if (c.value_heads % c.key_heads != 0)
-    reader.fail("linear_num_value_heads", fmt::format("is {}, not a multiple of linear_num_key_heads {}", c.value_heads, c.key_heads));
+    reader.fail("linear_num_value_heads",
+                fmt::format("is {}, not a multiple of linear_num_key_heads {}", c.value_heads, c.key_heads));
   const std::pair<const char*, int64_t> dims[] = {
       {"head_dim", c.head_dim}, {"linear_key_head_dim", c.key_dim}, {"linear_value_head_dim", c.value_dim}};
   for (const auto& [key, dim] : dims)

@@ -28,7 +28,7 @@ struct ModelConfig {
   int64_t vocab = 0;
   int64_t max_position = 0;
   float rms_norm_eps = 0;
-  bool tied = false;  // lm_head shares embed_tokens
+  bool tied = false;             // lm_head shares embed_tokens
   std::vector<int64_t> eos_ids;  // of config.json; generation_config.json may add more
 
   int64_t key_width() const { return key_heads * key_dim; }

@@ -22,7 +22,8 @@ bool inputs_divide(int64_t inputs, int64_t units) {
 
 bool units_fit(const ModelConfig& c, int64_t units) {
   return c.key_heads % units == 0 && c.heads % units == 0 && (c.kv_heads % units == 0 || units % c.kv_heads == 0) &&
-         inputs_divide(c.intermediate, units) && inputs_divide(c.value_width(), units) && inputs_divide(c.heads * c.head_dim, units);
+         inputs_divide(c.intermediate, units) && inputs_divide(c.value_width(), units) &&
+         inputs_divide(c.heads * c.head_dim, units);
 }
 
 class SpecBuilder {
@@ -165,10 +166,11 @@ std::vector<int> legal_rank_counts(const ModelConfig& config) {
 void check_rank_count(const ModelConfig& config, int ranks) {
   const std::vector<int> legal = legal_rank_counts(config);
   if (std::find(legal.begin(), legal.end(), ranks) != legal.end()) return;
-  throw Error(ErrorKind::usage,
-              fmt::format("{} ranks cannot share this model: its {} key heads, {} query heads and {} down_proj inputs divide evenly over "
-                          "{} ranks only; start it with one of these counts",
-                          ranks, config.key_heads, config.heads, config.intermediate, fmt::join(legal, ", ")));
+  throw Error(
+      ErrorKind::usage,
+      fmt::format("{} ranks cannot share this model: its {} key heads, {} query heads and {} down_proj inputs divide evenly over "
+                  "{} ranks only; start it with one of these counts",
+                  ranks, config.key_heads, config.heads, config.intermediate, fmt::join(legal, ", ")));
 }
 
 std::vector<TensorSpec> tensor_specs(const ModelConfig& config) {
@@ -204,7 +206,8 @@ PieceRange owned_pieces(const TensorSpec& spec, int rank, int ranks) {
 
 int64_t weight_bytes(const ModelConfig& config, const WeightSource& source, int rank, int ranks) {
   int64_t bytes = 0;
-  for (const TensorSpec& spec : tensor_specs(config)) bytes += source.info(spec).bytes / spec.pieces * owned_pieces(spec, rank, ranks).count;
+  for (const TensorSpec& spec : tensor_specs(config))
+    bytes += source.info(spec).bytes / spec.pieces * owned_pieces(spec, rank, ranks).count;
   return bytes;
 }
 
@@ -220,8 +223,10 @@ MemoryPlan plan_memory(const ModelConfig& config, const RuntimeOptions& options,
   plan.delta_state = delta_layers * options.slots * 4 * (layer.delta_s + layer.delta_k + layer.delta_delta + layer.delta_decay);
   plan.conv_state = delta_layers * options.slots * 4 * layer.conv;
   plan.workspace = workspace_size(config, options, ranks).total();
-  // The gathered rows of logits and one whole row stand on rank 0; the reduction receives into a buffer as large as the partial sums.
-  const int64_t logits = rank == 0 ? (ranks > 1 ? kLogitRows * local_shape(config, ranks).vocab_rows * ranks : 0) + config.vocab : 0;
+  // The gathered rows of logits and one whole row stand on rank 0; the reduction receives into a buffer as large as the partial
+  // sums.
+  const int64_t logits =
+      rank == 0 ? (ranks > 1 ? kLogitRows * local_shape(config, ranks).vocab_rows * ranks : 0) + config.vocab : 0;
   plan.communication = 4 * (logits + (ranks > 1 ? options.batch * config.hidden : 0));
   plan.process = kProcessBytes;
   if (memory_limit == 0) {

@@ -36,7 +36,7 @@ PieceRange owned_pieces(const TensorSpec& spec, int rank, int ranks);
 struct RuntimeOptions {
   int64_t context = 4096;  // positions a slot can hold
   int64_t slots = 1;
-  int64_t batch = 256;     // tokens a step holds at most
+  int64_t batch = 256;  // tokens a step holds at most
   ActivationMode activations = ActivationMode::int8;
   KvType kv_type = KvType::f16;
 };

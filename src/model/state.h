@@ -1,5 +1,5 @@
-// The sizes of everything a rank holds besides weights: caches, recurrent state, scratch of a step. One description serves the memory
-// plan, which must be right before anything is allocated, and the transformer, which allocates by it.
+// The sizes of everything a rank holds besides weights: caches, recurrent state, scratch of a step. One description serves the
+// memory plan, which must be right before anything is allocated, and the transformer, which allocates by it.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// A step as bytes: three counts, then the arrays as they stand in memory. Ranks of one job run one binary, so no byte order is fixed.
+// A step as bytes: three counts, then the arrays as they stand in memory. Ranks of one job run one binary, so no byte order is
+// fixed.
 #include <cstring>
 
 #include "base/error.h"

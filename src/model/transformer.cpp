@@ -45,7 +45,7 @@ struct Transformer::Impl {
   std::byte* activation_area = nullptr;
   float* scratch = nullptr;
 
-  std::vector<float> host_staging;    // partial sums of a device that the host cannot address
+  std::vector<float> host_staging;     // partial sums of a device that the host cannot address
   std::vector<float> gathered_logits;  // rank 0
   std::vector<float> logit_row;        // rank 0
 
@@ -78,8 +78,12 @@ struct Transformer::Impl {
         state.delta.decay = allocate<float>(4 * options.slots * size.delta_decay);
         state.conv = allocate<float>(4 * options.slots * size.conv);
       } else {
-        state.kv = {options.kv_type, allocate<void>(kv_element * options.slots * size.kv),
-                    allocate<void>(kv_element * options.slots * size.kv), shape.kv_heads, options.context, config.head_dim};
+        state.kv = {options.kv_type,
+                    allocate<void>(kv_element * options.slots * size.kv),
+                    allocate<void>(kv_element * options.slots * size.kv),
+                    shape.kv_heads,
+                    options.context,
+                    config.head_dim};
       }
       states.push_back(state);
     }
@@ -137,8 +141,8 @@ struct Transformer::Impl {
   Activation prepare(const float* x, int64_t tokens, int64_t dim, bool coded) {
     Activation a{.mode = options.activations, .tokens = tokens, .dim = dim, .raw = x};
     if (!coded) return a;
-    PrepareArgs args{.x = x, .tokens = tokens, .dim = dim, .mode = options.activations, .rotated = nullptr, .codes = nullptr,
-                     .scales = nullptr};
+    PrepareArgs args{
+        .x = x, .tokens = tokens, .dim = dim, .mode = options.activations, .rotated = nullptr, .codes = nullptr, .scales = nullptr};
     if (options.activations == ActivationMode::f32) {
       args.rotated = reinterpret_cast<float*>(activation_area);
     } else {
@@ -176,7 +180,12 @@ struct Transformer::Impl {
   }
 
   void norm(const float* weight, int64_t tokens) {
-    backend.rms_norm({.y = normed, .x = hidden, .weight = weight, .rows = tokens, .dim = config.hidden, .eps = config.rms_norm_eps,
+    backend.rms_norm({.y = normed,
+                      .x = hidden,
+                      .weight = weight,
+                      .rows = tokens,
+                      .dim = config.hidden,
+                      .eps = config.rms_norm_eps,
                       .weight_offset = 1.0f});
   }
 
@@ -187,18 +196,33 @@ struct Transformer::Impl {
     float* b = z + tokens * shape.value_width;
     float* a = b + tokens * shape.value_heads;
     float* y = a + tokens * shape.value_heads;
-    const Activation x = prepare(normed, tokens, config.hidden,
-                                 is_polar(w.in_proj_qkv) || is_polar(w.in_proj_z) || is_polar(w.in_proj_b) || is_polar(w.in_proj_a));
+    const Activation x =
+        prepare(normed, tokens, config.hidden,
+                is_polar(w.in_proj_qkv) || is_polar(w.in_proj_z) || is_polar(w.in_proj_b) || is_polar(w.in_proj_a));
     linear(qkv, x, w.in_proj_qkv);
     linear(z, x, w.in_proj_z);
     linear(b, x, w.in_proj_b);
     linear(a, x, w.in_proj_a);
     backend.causal_conv(
         {.y = convolved, .x = qkv, .weight = w.conv, .state = state.conv, .channels = shape.conv_channels, .spans = spans});
-    backend.gated_delta({.y = y, .qkv = convolved, .a = a, .b = b, .a_log = w.a_log, .dt_bias = w.dt_bias, .state = state.delta,
-                         .key_heads = shape.key_heads, .value_heads = shape.value_heads, .key_dim = config.key_dim,
-                         .value_dim = config.value_dim, .spans = spans});
-    backend.gated_rms_norm({.y = y, .x = y, .gate = z, .weight = w.norm, .rows = tokens * shape.value_heads, .dim = config.value_dim,
+    backend.gated_delta({.y = y,
+                         .qkv = convolved,
+                         .a = a,
+                         .b = b,
+                         .a_log = w.a_log,
+                         .dt_bias = w.dt_bias,
+                         .state = state.delta,
+                         .key_heads = shape.key_heads,
+                         .value_heads = shape.value_heads,
+                         .key_dim = config.key_dim,
+                         .value_dim = config.value_dim,
+                         .spans = spans});
+    backend.gated_rms_norm({.y = y,
+                            .x = y,
+                            .gate = z,
+                            .weight = w.norm,
+                            .rows = tokens * shape.value_heads,
+                            .dim = config.value_dim,
                             .eps = config.rms_norm_eps});
     linear(partial, prepare(y, tokens, shape.value_width, is_polar(w.out_proj)), w.out_proj);
   }
@@ -209,13 +233,21 @@ struct Transformer::Impl {
     float* v = k + tokens * shape.kv_heads * config.head_dim;
     float* q = v + tokens * shape.kv_heads * config.head_dim;
     float* y = q + tokens * shape.attention_width;
-    const Activation x =
-        prepare(normed, tokens, config.hidden, is_polar(w.q_proj) || is_polar(w.k_proj) || is_polar(w.v_proj));
+    const Activation x = prepare(normed, tokens, config.hidden, is_polar(w.q_proj) || is_polar(w.k_proj) || is_polar(w.v_proj));
     linear(q_gate, x, w.q_proj);
     linear(k, x, w.k_proj);
     linear(v, x, w.v_proj);
-    backend.attention_input({.q = q, .q_gate = q_gate, .k = k, .v = v, .q_norm = w.q_norm, .k_norm = w.k_norm, .inv_freq = inv_freq,
-                             .heads = shape.heads, .rotary_dim = config.rotary_dim, .eps = config.rms_norm_eps, .cache = state.kv,
+    backend.attention_input({.q = q,
+                             .q_gate = q_gate,
+                             .k = k,
+                             .v = v,
+                             .q_norm = w.q_norm,
+                             .k_norm = w.k_norm,
+                             .inv_freq = inv_freq,
+                             .heads = shape.heads,
+                             .rotary_dim = config.rotary_dim,
+                             .eps = config.rms_norm_eps,
+                             .cache = state.kv,
                              .spans = spans});
     backend.attention({.y = y, .q = q, .q_gate = q_gate, .heads = shape.heads, .cache = state.kv, .spans = spans});
     linear(partial, prepare(y, tokens, shape.attention_width, is_polar(w.o_proj)), w.o_proj);
@@ -236,7 +268,8 @@ struct Transformer::Impl {
     const int64_t tokens = static_cast<int64_t>(step.tokens.size());
     if (tokens == 0) return;
     const Spans spans{step.spans.data(), static_cast<int64_t>(step.spans.size())};
-    backend.embed({.y = hidden, .ids = step.tokens.data(), .tokens = tokens, .table = weights.embed, .first_row = weights.vocab_first});
+    backend.embed(
+        {.y = hidden, .ids = step.tokens.data(), .tokens = tokens, .table = weights.embed, .first_row = weights.vocab_first});
     all_reduce(hidden, tokens * config.hidden);
     for (int64_t layer = 0; layer < config.layers; ++layer) {
       const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
@@ -259,8 +292,13 @@ struct Transformer::Impl {
     for (size_t first = 0; first < rows.size(); first += kLogitRows) {
       const int64_t count = std::min<int64_t>(kLogitRows, static_cast<int64_t>(rows.size() - first));
       for (int64_t i = 0; i < count; ++i)
-        backend.rms_norm({.y = normed + i * config.hidden, .x = hidden + rows[first + static_cast<size_t>(i)] * config.hidden,
-                          .weight = weights.norm, .rows = 1, .dim = config.hidden, .eps = config.rms_norm_eps, .weight_offset = 1.0f});
+        backend.rms_norm({.y = normed + i * config.hidden,
+                          .x = hidden + rows[first + static_cast<size_t>(i)] * config.hidden,
+                          .weight = weights.norm,
+                          .rows = 1,
+                          .dim = config.hidden,
+                          .eps = config.rms_norm_eps,
+                          .weight_offset = 1.0f});
       if (weights.head.rows > 0) linear(logits, prepare(normed, count, config.hidden, is_polar(weights.head)), weights.head);
       deliver(count, [&](int64_t i, const float* row) { consume(rows[first + static_cast<size_t>(i)], row); });
     }

@@ -15,8 +15,8 @@
 
 namespace pq {
 
-// One forward pass: token ids and the spans of sequences they belong to (kernels/backend.h). Rows whose logits are wanted are listed in
-// `logit_rows`, ascending. Identical on every rank.
+// One forward pass: token ids and the spans of sequences they belong to (kernels/backend.h). Rows whose logits are wanted are
+// listed in `logit_rows`, ascending. Identical on every rank.
 struct Step {
   std::vector<int32_t> tokens;
   std::vector<Span> spans;

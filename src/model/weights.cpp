@@ -40,9 +40,10 @@ class Loader {
         m.units = spec.split == Split::cols ? owned.count : 1;
         m.cols = spec.split == Split::cols ? spec.cols / spec.pieces * owned.count : spec.cols;
       } else if (info.format != first.format || info.bits != first.bits || info.has_zeros != first.has_zeros) {
-        throw Error(ErrorKind::input, fmt::format("{} and {} are parts of one matrix but have different formats; give them the same one "
-                                                  "in the policy",
-                                                  names.front(), name));
+        throw Error(ErrorKind::input,
+                    fmt::format("{} and {} are parts of one matrix but have different formats; give them the same one "
+                                "in the policy",
+                                names.front(), name));
       }
       m.rows += local_rows(spec);
     }
@@ -101,7 +102,8 @@ class Loader {
     return out_->buffers.back().as<std::byte>();
   }
 
-  void load(const std::string& name, std::byte* data, int64_t data_bytes, std::byte* scales, int64_t scale_bytes, std::byte* zeros) {
+  void load(const std::string& name, std::byte* data, int64_t data_bytes, std::byte* scales, int64_t scale_bytes,
+            std::byte* zeros) {
     const TensorSpec& spec = specs_.at(name);
     const PieceRange owned = owned_pieces(spec, rank_, ranks_);
     if (owned.count == 0) return;

@@ -44,8 +44,8 @@ struct LayerWeights {
 };
 
 struct Weights {
-  Matrix embed;            // rows [vocab_first, vocab_first + embed.rows) of the vocabulary; rows = 0 when the rank owns none
-  Matrix head;             // the same rows; equals embed when tied
+  Matrix embed;  // rows [vocab_first, vocab_first + embed.rows) of the vocabulary; rows = 0 when the rank owns none
+  Matrix head;   // the same rows; equals embed when tied
   int64_t vocab_first = 0;
   const float* norm = nullptr;
   std::vector<LayerWeights> layers;
@@ -53,8 +53,8 @@ struct Weights {
   int64_t bytes = 0;  // of the buffers
 };
 
-// Loads what `rank` owns. `progress` (may be empty) hears the bytes loaded so far. Throws what the source throws, and ErrorKind::input
-// when the parts of in_proj_qkv have different formats.
+// Loads what `rank` owns. `progress` (may be empty) hears the bytes loaded so far. Throws what the source throws, and
+// ErrorKind::input when the parts of in_proj_qkv have different formats.
 Weights load_weights(const ModelConfig& config, Backend& backend, WeightSource& source, int rank, int ranks,
                      const std::function<void(int64_t)>& progress);
 

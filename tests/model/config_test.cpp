@@ -1,0 +1,111 @@
+// config.json of the published sizes, the spellings that occur in the wild, and files that must be refused with the key named.
+#include "model/config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "base/file.h"
+
+namespace pq {
+namespace {
+
+using testing::HasSubstr;
+
+std::string published_text(const std::string& size) {
+  return read_text_file(PQ_TEST_DATA "/configs/qwen3.5-" + size + ".json", 1 << 20);
+}
+
+std::string replaced(std::string text, const std::string& from, const std::string& to) {
+  const size_t at = text.find(from);
+  EXPECT_NE(at, std::string::npos) << from;
+  if (at != std::string::npos) text.replace(at, from.size(), to);
+  return text;
+}
+
+std::string refusal(const std::string& text) {
+  try {
+    parse_model_config(text, "config.json");
+  } catch (const Error& e) {
+    EXPECT_EQ(e.kind(), ErrorKind::input);
+    return e.what();
+  }
+  return "accepted";
+}
+
+// A flat, text-only configuration with flat rope keys and an interval instead of layer_types.
+constexpr char kFlat[] = R"({"model_type": "qwen3_5_text", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 6,
+  "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
+  "linear_key_head_dim": 16, "linear_value_head_dim": 32, "vocab_size": 100, "rms_norm_eps": 1e-5, "full_attention_interval": 3,
+  "rope_theta": 10000, "partial_rotary_factor": 0.5, "tie_word_embeddings": true, "eos_token_id": [3, 4]})";
+
+TEST(Config, Published27B) {
+  const ModelConfig c = parse_model_config(published_text("27b"), "config.json");
+  EXPECT_EQ(c.hidden, 5120);
+  EXPECT_EQ(c.intermediate, 17408);
+  EXPECT_EQ(c.layers, 64);
+  EXPECT_EQ(c.heads, 24);
+  EXPECT_EQ(c.kv_heads, 4);
+  EXPECT_EQ(c.head_dim, 256);
+  EXPECT_EQ(c.rotary_dim, 64);
+  EXPECT_EQ(c.rope_theta, 1e7);
+  EXPECT_EQ(c.key_heads, 16);
+  EXPECT_EQ(c.value_heads, 48);
+  EXPECT_EQ(c.vocab, 248320);
+  EXPECT_EQ(c.max_position, 262144);
+  EXPECT_FALSE(c.tied);
+  for (int64_t i = 0; i < c.layers; ++i)
+    EXPECT_EQ(c.layer_kinds[static_cast<size_t>(i)], i % 4 == 3 ? LayerKind::attention : LayerKind::delta) << i;
+}
+
+TEST(Config, SmallSizesAreTied) {
+  for (const char* size : {"4b", "2b", "0.8b"}) EXPECT_TRUE(parse_model_config(published_text(size), "c").tied) << size;
+  EXPECT_FALSE(parse_model_config(published_text("9b"), "c").tied);
+}
+
+TEST(Config, FlatSpellings) {
+  const ModelConfig c = parse_model_config(kFlat, "config.json");
+  EXPECT_EQ(c.rotary_dim, 16);
+  EXPECT_EQ(c.rope_theta, 10000);
+  EXPECT_TRUE(c.tied);
+  EXPECT_EQ(c.eos_ids, (std::vector<int64_t>{3, 4}));
+  const std::vector<LayerKind> kinds = {LayerKind::delta, LayerKind::delta, LayerKind::attention,
+                                        LayerKind::delta, LayerKind::delta, LayerKind::attention};
+  EXPECT_EQ(c.layer_kinds, kinds);
+  EXPECT_EQ(c.conv_channels(), 2 * 32 + 192);
+}
+
+TEST(Config, RefusalsNameTheKeyAndTheValue) {
+  const std::string flat = kFlat;
+  EXPECT_THAT(refusal(replaced(flat, "\"qwen3_5_text\"", "\"llama\"")), HasSubstr("model_type is \"llama\""));
+  EXPECT_THAT(refusal(replaced(flat, "\"hidden_size\": 64", "\"hidden_size\": -64")), HasSubstr("hidden_size is -64"));
+  EXPECT_THAT(refusal(replaced(flat, "\"hidden_size\": 64", "\"hidden_size\": 1e3")), HasSubstr("an integer is needed"));
+  EXPECT_THAT(refusal(replaced(flat, "\"hidden_size\": 64", "\"hidden_size\": 18446744073709551615")),
+              HasSubstr("hidden_size is 18446744073709551615"));
+  EXPECT_THAT(refusal(replaced(flat, "\"hidden_size\": 64,", "")), HasSubstr("hidden_size is missing"));
+  EXPECT_THAT(refusal(replaced(flat, "\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3")),
+              HasSubstr("num_attention_heads is 4"));
+  EXPECT_THAT(refusal(replaced(flat, "\"linear_num_value_heads\": 6", "\"linear_num_value_heads\": 5")),
+              HasSubstr("linear_num_value_heads is 5"));
+  EXPECT_THAT(refusal(replaced(flat, "\"head_dim\": 32", "\"head_dim\": 40")), HasSubstr("head_dim is 40"));
+  EXPECT_THAT(refusal(replaced(flat, "0.5", "1.5")), HasSubstr("partial_rotary_factor is 1.5"));
+  EXPECT_THAT(refusal(replaced(flat, "\"num_hidden_layers\": 6", "\"num_hidden_layers\": 1000000")),
+              HasSubstr("num_hidden_layers"));
+  EXPECT_THAT(refusal("[1, 2"), HasSubstr("is not JSON"));
+  EXPECT_THAT(refusal("[]"), HasSubstr("no JSON object"));
+  EXPECT_THAT(refusal(std::string(100000, '[')), HasSubstr("nested deeper"));
+}
+
+TEST(Config, UnsupportedMathematicsIsRefused) {
+  const std::string text = published_text("27b");
+  EXPECT_THAT(refusal(replaced(text, "\"attn_output_gate\": true", "\"attn_output_gate\": false")),
+              HasSubstr("attn_output_gate is false"));
+  EXPECT_THAT(refusal(replaced(text, "\"rope_type\": \"default\"", "\"rope_type\": \"yarn\"")), HasSubstr("rope_type is \"yarn\""));
+  EXPECT_THAT(refusal(replaced(text, "\"hidden_act\": \"silu\"", "\"hidden_act\": \"gelu\"")), HasSubstr("hidden_act is \"gelu\""));
+  EXPECT_THAT(refusal(replaced(text, "\"full_attention\"", "\"sliding_attention\"")), HasSubstr("sliding_attention"));
+  EXPECT_THAT(refusal(replaced(text, "\"num_hidden_layers\": 64", "\"num_hidden_layers\": 63")),
+              HasSubstr("layer_types has 64 entries"));
+}
+
+}  // namespace
+}  // namespace pq
