@@ -1,0 +1,86 @@
+// Says which sizes of which operation do not fit together.
+#include "kernels/check.h"
+
+#include <fmt/format.h>
+
+#include "base/error.h"
+
+namespace pq {
+namespace {
+
+void demand(bool condition, const std::string& message) {
+  if (!condition) throw Error(ErrorKind::internal, message);
+}
+
+void check_spans(const char* op, const Spans& spans, int64_t context) {
+  for (int64_t i = 0; i < spans.count; ++i) {
+    const Span& span = spans.data[i];
+    demand(span.row >= 0 && span.tokens >= 0 && span.position >= 0 && span.slot >= 0,
+           fmt::format("{}: span {} has row {}, tokens {}, position {}, slot {}", op, i, span.row, span.tokens, span.position,
+                       span.slot));
+    demand(context < 0 || span.position + span.tokens <= context,
+           fmt::format("{}: span {} ends at position {} beyond the context of {}", op, i, span.position + span.tokens, context));
+  }
+}
+
+}  // namespace
+
+void check_coded_shape(const char* op, int64_t rows, int64_t cols) {
+  demand(rows >= 0 && cols > 0 && cols % kBlock == 0,
+         fmt::format("{}: [{}, {}] is not made of blocks of {}", op, rows, cols, kBlock));
+}
+
+void check_matrix(const char* op, const Matrix& matrix) {
+  const int64_t units = matrix.units;
+  demand(units >= 1 && units <= 64 && (units & (units - 1)) == 0,
+         fmt::format("{}: {} units is not a power of two up to 64", op, units));
+  demand(matrix.cols % units == 0, fmt::format("{}: {} columns do not divide into {} units", op, matrix.cols, units));
+  const bool coded = matrix.format == WeightFormat::polar || matrix.format == WeightFormat::int4;
+  demand(!coded || matrix.unit_cols() % kBlock == 0,
+         fmt::format("{}: a unit of {} columns is not made of blocks of {}", op, matrix.unit_cols(), kBlock));
+  demand(!coded || matrix.scales != nullptr, fmt::format("{}: a coded matrix without scales", op));
+  demand(matrix.format != WeightFormat::polar || matrix.codebook != nullptr,
+         fmt::format("{}: a polar matrix without codebook", op));
+}
+
+void check_embed(const EmbedArgs& args) {
+  check_matrix("embed", args.table);
+  demand(args.table.units == 1, fmt::format("embed: a table of {} units, one is expected", args.table.units));
+}
+
+void check_prepare(const PrepareArgs& args) {
+  demand(args.dim % kBlock == 0, fmt::format("prepare: dimension {} is not a multiple of {}", args.dim, kBlock));
+}
+
+void check_linear(const LinearArgs& args) {
+  check_matrix("linear", args.w);
+  demand(args.x.dim == args.w.cols, fmt::format("linear: input of {} for a matrix of {} columns", args.x.dim, args.w.cols));
+  if (args.x.tokens == 0) return;
+  const bool polar = args.w.format == WeightFormat::polar;
+  const bool present = !polar                               ? args.x.raw != nullptr
+                       : args.x.mode == ActivationMode::f32 ? args.x.rotated != nullptr
+                                                            : args.x.codes != nullptr && args.x.scales != nullptr;
+  demand(present, "linear: the input lacks the form that this weight format reads");
+}
+
+void check_gated_delta(const GatedDeltaArgs& args) {
+  check_spans("gated_delta", args.spans, -1);
+  demand(args.key_heads > 0 && args.value_heads % args.key_heads == 0,
+         fmt::format("gated_delta: {} value heads do not divide over {} key heads", args.value_heads, args.key_heads));
+  demand(args.key_dim % 16 == 0 && args.value_dim % 16 == 0 && args.key_dim > 0 && args.value_dim > 0,
+         fmt::format("gated_delta: key_dim {} and value_dim {} must be multiples of 16", args.key_dim, args.value_dim));
+}
+
+void check_attention_input(const AttentionInputArgs& args) {
+  check_spans("attention_input", args.spans, args.cache.context);
+  demand(args.rotary_dim % 2 == 0 && args.rotary_dim <= args.cache.head_dim,
+         fmt::format("attention_input: rotary_dim {} with head_dim {}", args.rotary_dim, args.cache.head_dim));
+}
+
+void check_attention(const AttentionArgs& args) {
+  check_spans("attention", args.spans, args.cache.context);
+  demand(args.cache.kv_heads > 0 && args.heads % args.cache.kv_heads == 0,
+         fmt::format("attention: {} heads do not divide over {} kv heads", args.heads, args.cache.kv_heads));
+}
+
+}  // namespace pq

@@ -1,0 +1,19 @@
+// Preconditions of operations, checked by every host backend before it touches memory.
+#pragma once
+
+#include "kernels/backend.h"
+
+namespace pq {
+
+// Each throws ErrorKind::internal with the name of the operation and the sizes that do not fit: these are errors of pq, not of
+// input.
+void check_matrix(const char* op, const Matrix& matrix);
+void check_embed(const EmbedArgs& args);
+void check_prepare(const PrepareArgs& args);
+void check_linear(const LinearArgs& args);
+void check_gated_delta(const GatedDeltaArgs& args);
+void check_attention_input(const AttentionInputArgs& args);
+void check_attention(const AttentionArgs& args);
+void check_coded_shape(const char* op, int64_t rows, int64_t cols);
+
+}  // namespace pq
