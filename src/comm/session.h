@@ -2,6 +2,7 @@
 // moves through the communicator it holds.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -14,8 +15,9 @@ namespace pq {
 
 class Session {
  public:
-  // Initialises MPI when the process was started by mpirun or srun, else stays alone (no MPI call at all). Sets the log identity.
-  // Throws ErrorKind::usage when SLURM_NTASKS > 1 but the MPI world has one rank (N copies of rank 0).
+  // Initialises MPI when the process was started by a launcher (OMPI_COMM_WORLD_SIZE, PMIX_RANK or PMI_RANK is set), else stays alone
+  // (no MPI call at all). Sets the log identity.
+  // Throws ErrorKind::usage when SLURM_STEP_NUM_TASKS > 1 but the MPI world has one rank (N copies of rank 0).
   Session(std::string program, int* argc, char*** argv);
   ~Session();
   Session(const Session&) = delete;
@@ -29,11 +31,16 @@ class Session {
   Communicator& comm();
 
   // Runs `work` on every rank, then all ranks learn whether any threw: all throw the error of the lowest failing rank (its message
-  // prefixed with "rank R: " when R is not this rank), or none does. A symmetric point: every rank must call it.
+  // prefixed with "rank R: " when R is not this rank), or none does. A symmetric point: every rank must call it, and `work` does not
+  // communicate. std::bad_alloc becomes ErrorKind::environment, other exceptions ErrorKind::internal, both naming `where`.
   void agree(const std::string& where, const std::function<void()>& work);
 
   // Broadcast of a variable-sized message from rank 0. On other ranks waits without spinning (test with back-off up to 500 us).
+  // At most 1 GiB; replaces *message on ranks other than 0.
   void broadcast_message(std::vector<uint8_t>* message);
+
+  // Flushes stdout and ends every rank of the job with `code` at once; the caller has printed its line.
+  [[noreturn]] void abort(int code);
 
  private:
   struct Impl;
@@ -42,7 +49,8 @@ class Session {
 
 // The frame of every main: runs `body(session)`, maps errors to exit codes and prints exactly one line for them. Errors thrown by
 // Session::agree are printed by rank 0 only and end every rank with the same code; any other error prints one line on the rank that
-// threw and ends the job by MPI_Abort with its code. Never returns control to a half-finished MPI job.
+// threw and ends the job by MPI_Abort with its code. Output that could not be written is ErrorKind::io. Never returns control to a
+// half-finished MPI job.
 int run_program(const std::string& program, int argc, char** argv, const std::function<int(Session&)>& body);
 
 }  // namespace pq

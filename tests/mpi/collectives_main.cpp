@@ -1,0 +1,79 @@
+// MPI collectives and the session's own exchange under mpirun: the checks of collective_cases.h with whole and with small pieces,
+// agree with each rank failing in turn, messages of many sizes, places on the node.
+#include <mpi.h>
+
+#include <cstdio>
+
+#include "comm/mpi_comm.h"
+#include "comm/session.h"
+#include "support/collective_cases.h"
+
+namespace {
+
+void expect(const std::string& problem) {
+  if (!problem.empty()) throw pq::Error(pq::ErrorKind::internal, problem);
+}
+
+void expect_true(bool condition, const std::string& problem) { expect(condition ? "" : problem); }
+
+void check_agree(pq::Session& session) {
+  int runs = 0;
+  session.agree("success", [&] { ++runs; });
+  expect_true(runs == 1, "agree did not run its work once");
+  for (int failing = 0; failing < session.ranks(); ++failing) {
+    // Every rank from `failing` on throws: the lowest one's error must reach all.
+    const std::string text = "rank " + std::to_string(failing) + " could not";
+    bool thrown = false;
+    try {
+      session.agree("trial", [&] {
+        if (session.rank() == failing) throw pq::Error(pq::ErrorKind::io, text);
+        if (session.rank() > failing) throw pq::Error(pq::ErrorKind::usage, "a later rank");
+      });
+    } catch (const pq::Error& error) {
+      thrown = true;
+      expect_true(error.kind() == pq::ErrorKind::io, "agree changed the kind of the error");
+      const std::string prefix = session.rank() == failing ? "" : "rank " + std::to_string(failing) + ": ";
+      expect_true(error.what() == prefix + text, std::string("agree changed the message: ") + error.what());
+    }
+    expect_true(thrown, "agree threw nothing");
+  }
+  try {
+    session.agree("allocation", [] { throw std::bad_alloc(); });
+    expect("bad_alloc was lost");
+  } catch (const pq::Error& error) {
+    expect_true(error.kind() == pq::ErrorKind::environment, "bad_alloc is not ErrorKind::environment");
+  }
+}
+
+void check_messages(pq::Session& session) {
+  for (const int64_t bytes : {0, 1, 100, 4096, 70000, 3000000}) {
+    std::vector<uint8_t> message;
+    if (session.rank() == 0) {
+      for (int64_t i = 0; i < bytes; ++i) message.push_back(pq::test::byte_input(9, i));
+    }
+    session.broadcast_message(&message);
+    expect_true(static_cast<int64_t>(message.size()) == bytes, "a message changed its size");
+    for (int64_t i = 0; i < bytes; ++i)
+      expect_true(message[static_cast<size_t>(i)] == pq::test::byte_input(9, i), "a message changed");
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return pq::run_program("collectives", argc, argv, [](pq::Session& session) {
+    expect_true(session.comm().size() == session.ranks() && session.comm().rank() == session.rank(),
+                "session and communicator differ");
+    expect_true(session.local_ranks() == session.ranks() && session.local_rank() == session.rank(), "ranks of one node");
+    expect(pq::test::check_collectives(session.comm()));
+    expect(pq::test::check_tree_order(session.comm()));
+    if (session.comm().name() == "mpi") {
+      const auto pieces = pq::make_mpi_communicator(MPI_COMM_WORLD, 1000);
+      expect(pq::test::check_collectives(*pieces));
+      expect(pq::test::check_tree_order(*pieces));
+    }
+    check_agree(session);
+    check_messages(session);
+    return 0;
+  });
+}

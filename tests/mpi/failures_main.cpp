@@ -1,0 +1,45 @@
+// Fails on demand, to test run_program from outside (tests/parallel/failures_test.cpp). Without arguments it succeeds.
+//   failures_main WHERE RANK: WHERE is agree, early, late, bad_alloc, exception, unknown; RANK fails, "all" for every rank.
+// While one rank fails, the others wait in a collective.
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "comm/session.h"
+
+namespace {
+
+void fail(const std::string& where, int rank) {
+  const std::string text = where + " failed on rank " + std::to_string(rank);
+  if (where == "bad_alloc") throw std::bad_alloc();
+  if (where == "exception") throw std::runtime_error(text);
+  if (where == "unknown") throw 42;
+  throw pq::Error(where == "early" ? pq::ErrorKind::input : pq::ErrorKind::io, text);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return pq::run_program("failures", argc, argv, [&](pq::Session& session) {
+    const std::string where = argc > 1 ? argv[1] : "";
+    const bool chosen = argc > 2 && (std::strcmp(argv[2], "all") == 0 || std::stoi(argv[2]) == session.rank());
+    session.agree("start", [&] {
+      if (where == "agree" && chosen) fail(where, session.rank());
+    });
+    if (where != "late" && where != "agree" && chosen) fail(where, session.rank());
+    if (session.rank() == 0) std::printf("data\n");
+    for (int step = 0; step < 100; ++step) {
+      if (where == "late" && step == 50 && chosen) {
+        std::printf("last words\n");
+        fail(where, session.rank());
+      }
+      float value = 1;
+      session.comm().all_reduce_sum(&value, 1);
+    }
+    return 0;
+  });
+}
