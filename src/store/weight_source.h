@@ -1,4 +1,5 @@
-// Where a rank gets its weights from: a store on disk, or a checkpoint that is quantised while it is read. Both yield the same bits.
+// Where a rank gets its weights from: a store on disk, or a checkpoint that is quantised while it is read. Both yield the same
+// bits.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +28,8 @@ class WeightSource {
   // Throws ErrorKind::input naming the tensor when it is absent or of another shape.
   virtual WeightInfo info(const TensorSpec& spec) const = 0;
 
-  // Loads pieces [first, first + count) in the layout of pq::Matrix into host memory: split rows concatenates rows, split cols gives
-  // [count units][rows][...]. Planes absent from the format are null. Sizes are those of Matrix::data_bytes and scale_bytes.
+  // Loads pieces [first, first + count) in the layout of pq::Matrix into host memory: split rows concatenates rows, split cols
+  // gives [count units][rows][...]. Planes absent from the format are null. Sizes are those of Matrix::data_bytes and scale_bytes.
   virtual void load(const TensorSpec& spec, int64_t first, int64_t count, void* data, uint16_t* scales, uint16_t* zeros) = 0;
 
   // One line: "store x (pq5, 5.125 bits per weight)" or "checkpoint x, quantised while loading".
