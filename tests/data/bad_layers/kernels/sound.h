@@ -1,0 +1,2 @@
+// Input of the ctest layers.refuses_violations; never compiled. No violation.
+#include "base/error.h"
