@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "model/geometry.h"
 
 namespace pq {
 namespace {
@@ -61,6 +62,27 @@ TEST(Config, Published27B) {
 TEST(Config, SmallSizesAreTied) {
   for (const char* size : {"4b", "2b", "0.8b"}) EXPECT_TRUE(parse_model_config(published_text(size), "c").tied) << size;
   EXPECT_FALSE(parse_model_config(published_text("9b"), "c").tied);
+}
+
+TEST(Config, NamedGeometriesAreThePublishedConfigurations) {
+  for (const std::string& name : geometry_names()) {
+    const ModelConfig c = named_geometry(name, 0, 0);
+    const ModelConfig p = parse_model_config(read_text_file(PQ_TEST_DATA "/configs/" + name + ".json", 1 << 20), name);
+    EXPECT_EQ(c.hidden, p.hidden) << name;
+    EXPECT_EQ(c.intermediate, p.intermediate) << name;
+    EXPECT_EQ(c.layer_kinds, p.layer_kinds) << name;
+    EXPECT_EQ(c.heads, p.heads) << name;
+    EXPECT_EQ(c.kv_heads, p.kv_heads) << name;
+    EXPECT_EQ(c.head_dim, p.head_dim) << name;
+    EXPECT_EQ(c.rotary_dim, p.rotary_dim) << name;
+    EXPECT_EQ(c.key_width(), p.key_width()) << name;
+    EXPECT_EQ(c.value_width(), p.value_width()) << name;
+    EXPECT_EQ(c.vocab, p.vocab) << name;
+    EXPECT_EQ(c.tied, p.tied) << name;
+  }
+  EXPECT_EQ(named_geometry("qwen3.5-27b", 4, 2048).layers, 4);
+  EXPECT_EQ(named_geometry("qwen3.5-27b", 4, 2048).vocab, 2048);
+  EXPECT_THROW(named_geometry("qwen3.5-28b", 0, 0), Error);
 }
 
 TEST(Config, FlatSpellings) {
