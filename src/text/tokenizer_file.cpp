@@ -291,6 +291,8 @@ void read_added_tokens(const Source& source, const Json& root, TokenizerFile* fi
 
 void read_tokenizer_config(const Source& source, TokenizerFile* file) {
   const Json root = source.parse();
+  for (const char* key : {"add_bos_token", "add_eos_token"})
+    if (source.flag_at(root, key, "the file")) source.refuse(key, Json(true), "false");
   const Json& decoder = Source::member(root, "added_tokens_decoder");
   if (decoder.is_null()) return;
   if (!decoder.is_object()) source.fail(std::string("added_tokens_decoder is ") + decoder.type_name() + ", an object is needed");

@@ -27,7 +27,7 @@ struct TokenizerFile {
 // whether it is special, as in Hugging Face transformers.
 // ErrorKind::input for anything malformed or outside this model: type BPE without dropout, unknown token, prefix, suffix or
 // byte fallback; normalizer NFC or none; Sequence[Split(Regex, Isolated), ByteLevel]; decoder ByteLevel; no truncation,
-// padding or template; added tokens matched in raw text (no lstrip, rstrip, single_word, normalized).
+// padding, template, bos or eos; added tokens matched in raw text (no lstrip, rstrip, single_word, normalized).
 TokenizerFile load_tokenizer_file(const std::string& path);
 
 }  // namespace pq
