@@ -50,6 +50,12 @@ File File::create(const std::string& path) {
   return File(fd, path);
 }
 
+File File::open_update(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+  if (fd < 0) fail("open", path);
+  return File(fd, path);
+}
+
 File::File(File&& other) noexcept : fd_(std::exchange(other.fd_, -1)), path_(std::move(other.path_)) {}
 
 File& File::operator=(File&& other) noexcept {

@@ -15,6 +15,8 @@ class File {
   static File open_read(const std::string& path);
   // Creates or truncates `path`.
   static File create(const std::string& path);
+  // For writing into an existing file.
+  static File open_update(const std::string& path);
   File(File&& other) noexcept;
   File& operator=(File&& other) noexcept;
   ~File();
