@@ -7,13 +7,10 @@
 #include <functional>
 #include <vector>
 
+#include "engine/step_loop.h"
 #include "eval/protocol.h"
-#include "model/transformer.h"
 
 namespace pq {
-
-// Runs a step and hands over the wanted rows of logits in order, as Transformer::run on rank 0.
-using StepRunner = std::function<void(const Step& step, const std::function<void(int64_t, const float*)>& consume)>;
 
 // One evaluated position. Valid during the call.
 struct EvaluatedRow {
