@@ -16,14 +16,14 @@ namespace pq {
 enum class StopReason { stop_token, max_tokens, context_full, interrupted };
 
 struct GenerationRequest {
-  std::vector<int32_t> prompt;    // at least one token
-  int64_t max_tokens = -1;        // to generate; -1: until another reason; 0: prefill only
-  std::vector<int32_t> stop_ids;  // end the generation and are not handed out
+  std::vector<int32_t> prompt = {};    // at least one token
+  int64_t max_tokens = -1;             // to generate; -1: until another reason; 0: prefill only
+  std::vector<int32_t> stop_ids = {};  // end the generation and are not handed out
   // Called for each generated token; returning false ends the generation. May be empty.
-  std::function<bool(int32_t)> on_token;
+  std::function<bool(int32_t)> on_token = {};
   // Called with the position and the logits of every token that goes through the model, in order. May be empty; when set, prefill
   // computes a row of logits for each prompt token.
-  std::function<void(int64_t, const float*)> on_logits;
+  std::function<void(int64_t, const float*)> on_logits = {};
 };
 
 struct GenerationResult {
