@@ -4,6 +4,7 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "base/error.h"
@@ -12,7 +13,7 @@ namespace pq {
 namespace {
 
 constexpr size_t kMaxPatternBytes = 4096;
-constexpr uint32_t kMatchLimit = 10'000'000;
+constexpr size_t kMatchLimit = 10'000'000;
 constexpr size_t kJitStackStartBytes = size_t{32} << 10;
 constexpr size_t kJitStackLimitBytes = size_t{16} << 20;
 
@@ -93,7 +94,8 @@ std::vector<std::string_view> PreTokenizer::split(std::string_view text) const {
       pcre2_jit_stack_create(kJitStackStartBytes, kJitStackLimitBytes, nullptr));
   if (!match || !context) throw Error(ErrorKind::environment, "no memory for a regular expression match");
   if (stack) pcre2_jit_stack_assign(context.get(), nullptr, stack.get());
-  pcre2_set_match_limit(context.get(), kMatchLimit);
+  // A run of spaces is backtracked over once a byte; what needs far more than that is a hostile pattern.
+  pcre2_set_match_limit(context.get(), static_cast<uint32_t>(std::min(kMatchLimit + 4 * text.size(), size_t{0xFFFFFFFF})));
 
   const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
   const PCRE2_SIZE* span = pcre2_get_ovector_pointer(match.get());

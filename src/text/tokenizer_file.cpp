@@ -305,6 +305,17 @@ void read_tokenizer_config(const Source& source, TokenizerFile* file) {
   }
 }
 
+void check_added_tokens_are_unique(const Source& source, const TokenizerFile& file) {
+  Vocabulary added;
+  for (const AddedToken& token : file.added) added.emplace(token.content, token.id);
+  for (size_t id = 0; id < file.tokens.size(); ++id) {
+    const auto found = added.find(file.tokens[id]);
+    if (found != added.end() && static_cast<size_t>(found->second) != id)
+      source.fail("the added token " + in_quotes(found->first) + " has id " + std::to_string(found->second) +
+                  ", but model.vocab gives it " + std::to_string(id));
+  }
+}
+
 }  // namespace
 
 TokenizerFile load_tokenizer_file(const std::string& path) {
@@ -319,6 +330,7 @@ TokenizerFile load_tokenizer_file(const std::string& path) {
   read_added_tokens(source, root, &file);
   const Source config{(std::filesystem::path(file.path).parent_path() / "tokenizer_config.json").string()};
   if (path_exists(config.path)) read_tokenizer_config(config, &file);
+  check_added_tokens_are_unique(source, file);
   std::sort(file.added.begin(), file.added.end(), [](const AddedToken& a, const AddedToken& b) { return a.id < b.id; });
   return file;
 }

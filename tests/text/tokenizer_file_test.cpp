@@ -167,6 +167,7 @@ TEST(TokenizerFile, DamagedAddedTokens) {
   expect_refused(added(added_token(301, "<x>", true)), "the added token '<x>' has id 301, but '<|im_end|>' has id 301");
   expect_refused(added(added_token(305, "<|im_end|>", true)), "has id 305, but '<|im_end|>' has id 301");
   expect_refused(added(added_token(256, "<x>", true)), "has id 256, which belongs to 'he' in model.vocab");
+  expect_refused(added(added_token(305, "he", true)), "the added token 'he' has id 305, but model.vocab gives it 256");
   for (const char* key : {"single_word", "lstrip", "rstrip", "normalized"}) {
     json token = added_token(305, "<x>", true);
     token[key] = true;
