@@ -44,7 +44,7 @@ class Tokenizer {
   std::vector<int32_t> encode(std::string_view text, EncodeOptions options = {}) const;
 
   // The ids of the concatenated segments; words and merges may cross from one segment to the next, added tokens may not.
-  // With no added token spelled out in a plain segment this equals encode of the whole text with allow_special.
+  // With no added token spelled out in a plain segment or across two, this equals encode of the whole text with allow_special.
   std::vector<int32_t> encode(const std::vector<Segment>& segments) const;
 
   // The text of `ids`: valid UTF-8, invalid bytes as U+FFFD. Ids without a token contribute nothing.
