@@ -1,0 +1,199 @@
+// pq-quantize: a Hugging Face directory or a published PolarQuant checkpoint to a store, over ranks; or a store to a published
+// checkpoint. The work stands in store/; this file parses, calls and reports.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "comm/session.h"
+#include "kernels/backend.h"
+#include "model/config.h"
+#include "model/partition.h"
+#include "store/export_polar.h"
+#include "store/quantize_store.h"
+#include "store/store_reader.h"
+
+namespace pq {
+namespace {
+
+constexpr int64_t kMaxPolicyBytes = 1 << 20;
+
+struct QuantizeOptions {
+  std::string source;
+  std::string destination;
+  Recipe recipe;
+  std::string export_kind;
+  std::string device = "cpu";
+  bool force = false;
+  bool json = false;
+};
+
+QuantizeOptions parse(int argc, char** argv) {
+  QuantizeOptions o;
+  std::string format, policy, table = "converged", through;
+  bool no_search = false;
+  CLI::App app("Quantises a Qwen3.5 checkpoint to a store that pq-run holds in slices. Resumes after a kill; any number of ranks.",
+               "pq-quantize");
+  app.add_option("SRC", o.source, "Hugging Face or published PolarQuant directory; a store for --export")->required();
+  app.add_option("DST", o.destination, "directory to make")->required();
+  app.add_option("--format", format, fmt::format("of every matrix: {} (default pq5)", encoding_names()));
+  app.add_option("--policy", policy, "file of rules \"GLOB FORMAT\", # comments, later lines win");
+  app.add_option("--table", table, "converged, published (100 iterations, as the method ships it) or bounded")
+      ->capture_default_str();
+  app.add_flag("--no-scale-search", no_search, "plain block norms; with --table published the published codes");
+  app.add_option("--through", through, "pqN: other formats are made from pqN codes rounded to BF16");
+  app.add_option("--export", o.export_kind, "polarquant: write SRC, a store, as a published checkpoint (F1)");
+  app.add_option("--device", o.device, "cpu or reference")->capture_default_str();
+  app.add_flag("--force", o.force, "replace a store that was made otherwise");
+  app.add_flag("--json", o.json, "the report as JSON on stdout");
+  app.footer(
+      "Without a policy every large matrix, the embedding and the head become pq5; small tensors are kept.\n"
+      "Published codes are taken over as they are unless --format or a rule asks for something else.");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    o.source.clear();
+    o.destination = app.help();
+    return o;
+  } catch (const CLI::ParseError& e) {
+    throw Error(ErrorKind::usage, std::string(e.what()) + "; see pq-quantize --help");
+  }
+
+  Encoding encoding;
+  if (!format.empty()) {
+    if (!try_parse_encoding(format, &encoding))
+      throw Error(ErrorKind::usage, fmt::format("--format is \"{}\", known are {}", format, encoding_names()));
+    o.recipe.policy = Policy(encoding);
+  }
+  if (!policy.empty()) o.recipe.policy.add_rules(read_text_file(policy, kMaxPolicyBytes), policy);
+  if (!try_parse_table(table, &o.recipe.table))
+    throw Error(ErrorKind::usage, fmt::format("--table is \"{}\", known are converged, published, bounded", table));
+  o.recipe.scale_search = !no_search;
+  if (!through.empty()) {
+    if (!try_parse_encoding(through, &encoding) || encoding.format != WeightFormat::polar)
+      throw Error(ErrorKind::usage, fmt::format("--through is \"{}\", known are pq2 to pq8", through));
+    o.recipe.through_bits = encoding.bits;
+  }
+  if (!o.export_kind.empty() && o.export_kind != "polarquant")
+    throw Error(ErrorKind::usage, fmt::format("--export is \"{}\", known is polarquant", o.export_kind));
+  return o;
+}
+
+// --through without a matrix it applies to would say nothing.
+void check_through(const Recipe& recipe, const std::vector<TensorSpec>& specs) {
+  if (recipe.through_bits == 0) return;
+  for (const TensorSpec& spec : specs)
+    if (spec.matrix && recipe.policy.choose(spec.name).encoding.format != WeightFormat::polar) return;
+  throw Error(ErrorKind::usage, "--through applies to formats other than pq; add --format int4, int4a or bf16");
+}
+
+std::string error_text(double relative) { return relative < 0 ? "as coded" : fmt::format("{:.6f}", relative); }
+
+void print_report(const StoreReport& report, const std::string& destination) {
+  for (const std::string& warning : report.warnings) log_once(warning);
+  const double gb = 1e9;
+  int64_t peak = 0;
+  for (const int64_t bytes : report.peak_rss_bytes) peak = std::max(peak, bytes);
+  log_once(fmt::format("{:<26} {:>7} {:>14} {:>10} {:>9}", "class", "format", "weights", "MB", "error"));
+  for (const ClassReport& c : report.classes)
+    log_once(fmt::format("{:<26} {:>7} {:>14} {:>10.3f} {:>9}", c.name, c.format, c.weights, c.bytes / 1e6,
+                         error_text(c.relative_error())));
+  if (!report.worst.empty() && report.worst[0].relative_error() > 0) {
+    std::string worst;
+    for (size_t i = 0; i < std::min<size_t>(3, report.worst.size()); ++i)
+      worst += fmt::format("{}{} {}", i ? ", " : "", report.worst[i].name, error_text(report.worst[i].relative_error()));
+    log_once("worst: " + worst);
+  }
+  log_once(fmt::format("{}: {:.3f} bits per weight over {} matrix weights, {:.3f} GB in {} shards{}", destination,
+                       report.bits_per_weight(), report.matrix_weights, report.store_bytes / gb, report.shards,
+                       report.already_complete  ? ", already complete"
+                       : report.shards_kept > 0 ? fmt::format(", {} found finished", report.shards_kept)
+                                                : ""));
+  log_once(fmt::format("{:.1f} s on {} ranks, peak memory of a rank {:.0f} MiB", report.seconds, report.peak_rss_bytes.size(),
+                       peak / 1048576.0));
+}
+
+void print_json(const StoreReport& report) {
+  const auto rows = [](const std::vector<ClassReport>& classes) {
+    nlohmann::ordered_json list = nlohmann::ordered_json::array();
+    for (const ClassReport& c : classes) {
+      nlohmann::ordered_json row = {{"name", c.name}, {"format", c.format}, {"weights", c.weights}, {"bytes", c.bytes}};
+      row["relative_error"] = c.relative_error() < 0 ? nlohmann::ordered_json() : nlohmann::ordered_json(c.relative_error());
+      list.push_back(row);
+    }
+    return list;
+  };
+  const nlohmann::ordered_json root = {{"source", report.source},
+                                       {"recipe", report.recipe},
+                                       {"bits_per_weight", report.bits_per_weight()},
+                                       {"matrix_weights", report.matrix_weights},
+                                       {"matrix_bytes", report.matrix_bytes},
+                                       {"store_bytes", report.store_bytes},
+                                       {"shards", report.shards},
+                                       {"shards_found_finished", report.shards_kept},
+                                       {"already_complete", report.already_complete},
+                                       {"classes", rows(report.classes)},
+                                       {"worst", rows(report.worst)},
+                                       {"warnings", report.warnings},
+                                       {"seconds", report.seconds},
+                                       {"peak_rss_bytes", report.peak_rss_bytes}};
+  std::fputs((root.dump(2) + "\n").c_str(), stdout);
+}
+
+void export_store(const QuantizeOptions& o, Session& session, const Agree& agree) {
+  ExportJob job{.store = o.source, .destination = o.destination, .force = o.force};
+  agree("options", [&] {
+    if (!is_store(o.source)) throw Error(ErrorKind::input, o.source + " is no store; --export reads one (manifest.json)");
+    job.specs = tensor_specs(load_model_config(o.source));
+  });
+  const ExportReport report = export_polarquant(job, session.comm(), agree);
+  if (session.rank() != 0) return;
+  log_once(fmt::format("{}: {} coded and {} kept tensors, {:.3f} GB in {} files", o.destination, report.coded, report.kept,
+                       report.bytes / 1e9, report.files));
+  if (!o.json) return;
+  const nlohmann::ordered_json root = {
+      {"files", report.files}, {"bytes", report.bytes}, {"coded", report.coded}, {"kept", report.kept}};
+  std::fputs((root.dump(2) + "\n").c_str(), stdout);
+}
+
+int run(Session& session, int argc, char** argv) {
+  const Agree agree = [&](const std::string& where, const std::function<void()>& work) { session.agree(where, work); };
+  QuantizeOptions o;
+  StoreJob job;
+  std::unique_ptr<Backend> backend;
+  agree("options", [&] {
+    o = parse(argc, argv);
+    if (o.source.empty() || !o.export_kind.empty()) return;
+    if (is_store(o.source))
+      throw Error(ErrorKind::usage, o.source + " is a store already; add --export polarquant to write a published checkpoint");
+    job = {.source = o.source, .destination = o.destination, .recipe = o.recipe, .force = o.force};
+    job.specs = tensor_specs(load_model_config(o.source));
+    check_through(o.recipe, job.specs);
+    backend = make_backend(o.device);
+  });
+  if (o.source.empty()) {
+    if (session.rank() == 0) std::fputs(o.destination.c_str(), stdout);
+    return 0;
+  }
+  if (!o.export_kind.empty()) {
+    export_store(o, session, agree);
+    return 0;
+  }
+  const StoreReport report = quantize_store(job, *backend, session.comm(), agree);
+  if (session.rank() != 0) return 0;
+  print_report(report, o.destination);
+  if (o.json) print_json(report);
+  return 0;
+}
+
+}  // namespace
+}  // namespace pq
+
+int main(int argc, char** argv) {
+  return pq::run_program("pq-quantize", argc, argv, [&](pq::Session& session) { return pq::run(session, argc, argv); });
+}

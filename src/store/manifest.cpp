@@ -1,0 +1,324 @@
+// JSON of manifest.h, written with sorted, fixed formatting so that equal stores have equal manifests.
+#include "store/manifest.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/hash.h"
+#include "store/quantizer.h"
+#include "store/strict_json.h"
+
+namespace pq {
+namespace {
+
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+constexpr int64_t kMaxDimension = int64_t{1} << 40;
+constexpr int64_t kMaxPieces = 1 << 16;
+constexpr int64_t kMaxShards = 1 << 16;
+constexpr const char* kPlaneNames[kPlanes] = {"data", "scales", "zeros"};
+
+const char* split_name(Split split) { return split == Split::rows ? "rows" : split == Split::cols ? "cols" : "replicated"; }
+
+ordered_json codebooks_json(const std::map<std::string, Codebook>& codebooks) {
+  ordered_json result = ordered_json::object();
+  for (const auto& [key, codebook] : codebooks)
+    result[key] = {{"bits", codebook.bits}, {"kind", table_kind_name(codebook.kind)}, {"centroids", codebook.centroids}};
+  return result;
+}
+
+ordered_json tensor_json(const TensorRecord& tensor) {
+  const TensorSpec& spec = tensor.spec;
+  ordered_json result = {{"name", spec.name},
+                         {"rows", spec.rows},
+                         {"cols", spec.cols},
+                         {"split", split_name(spec.split)},
+                         {"pieces", spec.pieces},
+                         {"matrix", spec.matrix},
+                         {"class", spec.tensor_class},
+                         {"source", spec.source},
+                         {"source_row", spec.source_row},
+                         {"shard", spec.shard}};
+  if (spec.matrix) {
+    result["format"] = encoding_name(tensor.encoding);
+  } else {
+    result["format"] = "kept";
+    result["dtype"] = dtype_name(tensor.encoding.dtype);
+  }
+  if (tensor.encoding.format == WeightFormat::polar) {
+    result["codec"] = "lloyd-max";
+    result["codebook"] = tensor.codebook;
+  }
+  if (!tensor.same_as.empty()) {
+    result["same_as"] = tensor.same_as;
+    return result;
+  }
+  result["squared_error"] = tensor.squared_error;
+  result["squared_norm"] = tensor.squared_norm;
+  result["source_xxh3"] = hex64(tensor.source_hash);
+  for (int plane = 0; plane < kPlanes; ++plane) {
+    const int64_t bytes = piece_bytes(spec, tensor.encoding, plane) * spec.pieces;
+    if (bytes == 0) continue;
+    ordered_json sums = ordered_json::array();
+    for (const uint64_t sum : tensor.planes[plane].checksums) sums.push_back(hex64(sum));
+    result[kPlaneNames[plane]] = {{"offset", tensor.planes[plane].offset}, {"bytes", bytes}, {"xxh3", sums}};
+  }
+  return result;
+}
+
+uint64_t parse_hex64(const json& value, const std::string& where) {
+  const std::string text = value.is_string() ? value.get<std::string>() : "";
+  if (text.size() != 16 || text.find_first_not_of("0123456789abcdef") != std::string::npos)
+    throw Error(ErrorKind::input, fmt::format("{} is {}, not 16 hexadecimal digits", where, value.dump()));
+  return std::stoull(text, nullptr, 16);
+}
+
+std::map<std::string, Codebook> parse_codebooks(const json& root, const std::string& path) {
+  std::map<std::string, Codebook> result;
+  for (const auto& [key, value] : json_object(root, "codebooks", path).items()) {
+    const std::string where = fmt::format("{}: codebook {}", path, key);
+    std::vector<float> centroids;
+    for (const json& centroid : json_array(value, "centroids", where)) {
+      if (!centroid.is_number()) throw Error(ErrorKind::input, where + " holds something that is no number");
+      centroids.push_back(centroid.get<float>());
+    }
+    Codebook codebook;
+    try {
+      codebook = codebook_from_table(centroids);
+    } catch (const Error& e) {
+      throw Error(ErrorKind::input, fmt::format("{}: {}", where, e.what()));
+    }
+    const std::string kind = json_string(value, "kind", where);
+    if (kind != table_kind_name(TableKind::file) && !try_parse_table(kind, &codebook.kind))
+      throw Error(ErrorKind::input, fmt::format("{} is of unknown kind \"{}\"", where, kind));
+    if (json_integer(value, "bits", where, 2, 8) != codebook.bits || key != codebook_key(codebook))
+      throw Error(ErrorKind::input, where + " does not hold the table its key and bits name");
+    result.emplace(key, std::move(codebook));
+  }
+  return result;
+}
+
+PlaneRecord parse_plane(const json& tensor, int plane, const TensorRecord& record, int64_t file_bytes, const std::string& where) {
+  const std::string name = fmt::format("{}: {}", where, kPlaneNames[plane]);
+  const json& value = json_object(tensor, kPlaneNames[plane], where);
+  const int64_t bytes = piece_bytes(record.spec, record.encoding, plane) * record.spec.pieces;
+  PlaneRecord result;
+  if (const int64_t said = json_integer(value, "bytes", name, 0, INT64_MAX); said != bytes)
+    throw Error(ErrorKind::input, fmt::format("{} has {} bytes, shape and format need {}", name, said, bytes));
+  result.offset = json_integer(value, "offset", name, 0, INT64_MAX);
+  if (bytes > file_bytes || result.offset > file_bytes - bytes)
+    throw Error(ErrorKind::input,
+                fmt::format("{} ends at byte {}+{} of a file of {} bytes", name, result.offset, bytes, file_bytes));
+  for (const json& sum : json_array(value, "xxh3", name)) result.checksums.push_back(parse_hex64(sum, name + " xxh3"));
+  if (static_cast<int64_t>(result.checksums.size()) != record.spec.pieces)
+    throw Error(ErrorKind::input,
+                fmt::format("{} has {} checksums for {} pieces", name, result.checksums.size(), record.spec.pieces));
+  return result;
+}
+
+TensorRecord parse_tensor(const json& value, const std::map<std::string, Codebook>& codebooks,
+                          const std::map<int64_t, ShardRecord>& shards, const std::string& path) {
+  TensorRecord record;
+  TensorSpec& spec = record.spec;
+  spec.name = json_string(value, "name", path + ": a tensor");
+  const std::string where = fmt::format("{}: {}", path, spec.name);
+  spec.rows = json_integer(value, "rows", where, 1, kMaxDimension);
+  spec.cols = json_integer(value, "cols", where, 1, kMaxDimension);
+  checked_count({spec.rows, spec.cols, 8});
+  const std::string split = json_string(value, "split", where);
+  if (split != "rows" && split != "cols" && split != "replicated")
+    throw Error(ErrorKind::input, fmt::format("{} has split \"{}\"", where, split));
+  spec.split = split == "rows" ? Split::rows : split == "cols" ? Split::cols : Split::replicated;
+  spec.pieces = json_integer(value, "pieces", where, 1, kMaxPieces);
+  spec.matrix = json_bool(value, "matrix", where);
+  spec.tensor_class = json_string(value, "class", where);
+  spec.source = json_string(value, "source", where);
+  spec.source_row = json_integer(value, "source_row", where, 0, kMaxDimension);
+  spec.shard = json_integer(value, "shard", where, 0, kMaxShards - 1);
+  const int64_t cut = spec.split == Split::rows ? spec.rows : spec.split == Split::cols ? spec.cols : spec.pieces;
+  if (cut % spec.pieces != 0 || (spec.split == Split::replicated && spec.pieces != 1))
+    throw Error(ErrorKind::input, fmt::format("{} cannot be cut into {} pieces", where, spec.pieces));
+
+  const std::string format = json_string(value, "format", where);
+  if (spec.matrix) {
+    if (!try_parse_encoding(format, &record.encoding))
+      throw Error(ErrorKind::input, fmt::format("{} has unknown format \"{}\"; known are {}", where, format, encoding_names()));
+  } else {
+    record.encoding.format = WeightFormat::f32;
+    const std::string dtype = json_string(value, "dtype", where);
+    if (format != "kept" || !try_parse_dtype(dtype, &record.encoding.dtype) ||
+        (record.encoding.dtype != DType::f32 && record.encoding.dtype != DType::bf16 && record.encoding.dtype != DType::f16))
+      throw Error(ErrorKind::input, fmt::format("{} has format \"{}\" and type \"{}\"", where, format, dtype));
+  }
+  const bool blocks = record.encoding.format == WeightFormat::polar || record.encoding.format == WeightFormat::int4;
+  if (blocks && piece_cols(spec) % kBlock != 0)
+    throw Error(ErrorKind::input, fmt::format("{} has {} inputs a piece, no multiple of {}", where, piece_cols(spec), kBlock));
+  if (record.encoding.format == WeightFormat::polar) {
+    if (const std::string codec = json_string(value, "codec", where); codec != "lloyd-max")
+      throw Error(ErrorKind::input, fmt::format("{} has codec \"{}\"; this program knows lloyd-max", where, codec));
+    record.codebook = json_string(value, "codebook", where);
+    const auto codebook = codebooks.find(record.codebook);
+    if (codebook == codebooks.end() || codebook->second.bits != record.encoding.bits)
+      throw Error(ErrorKind::input,
+                  fmt::format("{} names codebook {}, which is absent or of another width", where, record.codebook));
+  }
+  if (value.contains("same_as")) {
+    record.same_as = json_string(value, "same_as", where);
+    return record;
+  }
+
+  const auto shard = shards.find(spec.shard);
+  if (shard == shards.end())
+    throw Error(ErrorKind::input, fmt::format("{} is in shard {}, which does not exist", where, spec.shard));
+  record.squared_error = json_number(value, "squared_error", where);
+  record.squared_norm = json_number(value, "squared_norm", where);
+  record.source_hash = parse_hex64(json_member(value, "source_xxh3", where), where + ": source_xxh3");
+  for (int plane = 0; plane < kPlanes; ++plane)
+    if (piece_bytes(spec, record.encoding, plane) > 0)
+      record.planes[plane] = parse_plane(value, plane, record, shard->second.bytes, where);
+  return record;
+}
+
+ShardRecord parse_shard(const json& value, int64_t index, const std::string& path) {
+  const std::string where = fmt::format("{}: shard {}", path, index);
+  ShardRecord shard;
+  shard.file = json_string(value, "file", where);
+  if (shard.file != shard_file_name(index))
+    throw Error(ErrorKind::input, fmt::format("{} is the file \"{}\", not {}", where, shard.file, shard_file_name(index)));
+  shard.bytes = json_integer(value, "bytes", where, 0, INT64_MAX);
+  return shard;
+}
+
+// No two planes of a file may share a byte: such a manifest was not made by a writer of this format.
+void check_disjoint(const std::vector<TensorRecord>& tensors, const std::string& path) {
+  struct Range {
+    int64_t shard, begin, end;
+    const std::string* name;
+  };
+  std::vector<Range> ranges;
+  for (const TensorRecord& tensor : tensors)
+    for (int plane = 0; plane < kPlanes; ++plane)
+      if (!tensor.planes[plane].checksums.empty())
+        ranges.push_back({tensor.spec.shard, tensor.planes[plane].offset,
+                          tensor.planes[plane].offset + tensor.spec.pieces * piece_bytes(tensor.spec, tensor.encoding, plane),
+                          &tensor.spec.name});
+  std::sort(ranges.begin(), ranges.end(),
+            [](const Range& a, const Range& b) { return a.shard != b.shard ? a.shard < b.shard : a.begin < b.begin; });
+  for (size_t i = 1; i < ranges.size(); ++i)
+    if (ranges[i].shard == ranges[i - 1].shard && ranges[i].begin < ranges[i - 1].end)
+      throw Error(ErrorKind::input, fmt::format("{}: {} and {} overlap in {}", path, *ranges[i - 1].name, *ranges[i].name,
+                                                shard_file_name(ranges[i].shard)));
+}
+
+}  // namespace
+
+std::string shard_file_name(int64_t shard) { return fmt::format("shard-{:05}.h5", shard); }
+
+std::string codebook_key(const Codebook& codebook) {
+  const int64_t bytes = static_cast<int64_t>(codebook.centroids.size() * sizeof(float));
+  return fmt::format("pq{}-{}-{}", codebook.bits, table_kind_name(codebook.kind),
+                     hex64(xxh3(codebook.centroids.data(), bytes)).substr(0, 8));
+}
+
+std::string manifest_text(const Manifest& manifest) {
+  ordered_json root = {{"format", kStoreFormat},
+                       {"version", {kStoreMajor, kStoreMinor}},
+                       {"block", kBlock},
+                       {"rotation", "sylvester-hadamard-128"},
+                       {"norms", "coded blocks: w = norm / sqrt(128) * H c[code], norm the raw L2 norm or its refit, fp16"},
+                       {"model_norms", "stored w, applied 1 + w; linear_attn.norm is applied as stored"},
+                       {"recipe", manifest.recipe},
+                       {"source", manifest.source},
+                       {"fingerprint", manifest.fingerprint}};
+  root["codebooks"] = codebooks_json(manifest.codebooks);
+  root["files"] = ordered_json::object();
+  for (const auto& [name, file] : manifest.files) root["files"][name] = {{"bytes", file.bytes}, {"xxh3", hex64(file.hash)}};
+  root["shards"] = ordered_json::array();
+  for (const ShardRecord& shard : manifest.shards) root["shards"].push_back({{"file", shard.file}, {"bytes", shard.bytes}});
+  root["tensors"] = ordered_json::array();
+  for (const TensorRecord& tensor : manifest.tensors) root["tensors"].push_back(tensor_json(tensor));
+  return root.dump(1) + "\n";
+}
+
+Manifest parse_manifest(const std::string& text, const std::string& path) {
+  const json root = parse_strict_json(text, path);
+  if (const std::string format = json_string(root, "format", path); format != kStoreFormat)
+    throw Error(ErrorKind::input, fmt::format("{} has format \"{}\", not \"{}\"", path, format, kStoreFormat));
+  const json& version = json_array(root, "version", path);
+  if (version.size() != 2) throw Error(ErrorKind::input, path + ": the version is not [major, minor]");
+  const int64_t major = json_as_integer(version[0], path + ": version", 0, INT32_MAX);
+  const int64_t minor = json_as_integer(version[1], path + ": version", 0, INT32_MAX);
+  if (major > kStoreMajor)
+    throw Error(ErrorKind::input, fmt::format("{} is of store version {}.{}, this program reads up to {}.x; use a newer pq", path,
+                                              major, minor, kStoreMajor));
+  json_integer(root, "block", path, kBlock, kBlock);
+
+  Manifest manifest;
+  manifest.recipe = json_string(root, "recipe", path);
+  manifest.source = json_string(root, "source", path);
+  manifest.fingerprint = json_string(root, "fingerprint", path);
+  manifest.codebooks = parse_codebooks(root, path);
+  for (const auto& [name, value] : json_object(root, "files", path).items()) {
+    const std::string where = fmt::format("{}: file {}", path, name);
+    manifest.files[name] = {json_integer(value, "bytes", where, 0, INT64_MAX),
+                            parse_hex64(json_member(value, "xxh3", where), where)};
+  }
+  std::map<int64_t, ShardRecord> shards;
+  for (const json& value : json_array(root, "shards", path)) {
+    const int64_t index = static_cast<int64_t>(manifest.shards.size());
+    if (index >= kMaxShards) throw Error(ErrorKind::input, path + " has too many shards");
+    manifest.shards.push_back(parse_shard(value, index, path));
+    shards[index] = manifest.shards.back();
+  }
+  std::map<std::string, size_t> by_name;
+  for (const json& value : json_array(root, "tensors", path)) {
+    manifest.tensors.push_back(parse_tensor(value, manifest.codebooks, shards, path));
+    const TensorRecord& record = manifest.tensors.back();
+    if (!by_name.emplace(record.spec.name, manifest.tensors.size() - 1).second)
+      throw Error(ErrorKind::input, fmt::format("{} lists {} twice", path, record.spec.name));
+  }
+  for (const TensorRecord& record : manifest.tensors) {
+    if (record.same_as.empty()) continue;
+    const auto target = by_name.find(record.same_as);
+    const TensorRecord* other = target == by_name.end() ? nullptr : &manifest.tensors[target->second];
+    if (other == nullptr || !other->same_as.empty() || other->spec.rows != record.spec.rows ||
+        other->spec.cols != record.spec.cols || other->spec.split != record.spec.split ||
+        other->spec.pieces != record.spec.pieces || other->encoding != record.encoding || other->codebook != record.codebook)
+      throw Error(ErrorKind::input,
+                  fmt::format("{}: {} is said to be the same as {}, which it is not like", path, record.spec.name, record.same_as));
+  }
+  check_disjoint(manifest.tensors, path);
+  return manifest;
+}
+
+std::string shard_note_text(const ShardNote& note) {
+  ordered_json root = {{"fingerprint", note.fingerprint}, {"shard", {{"file", note.shard.file}, {"bytes", note.shard.bytes}}}};
+  root["codebooks"] = codebooks_json(note.codebooks);
+  root["tensors"] = ordered_json::array();
+  for (const TensorRecord& tensor : note.tensors) root["tensors"].push_back(tensor_json(tensor));
+  return root.dump(1) + "\n";
+}
+
+ShardNote parse_shard_note(const std::string& text, const std::string& path) {
+  const json root = parse_strict_json(text, path);
+  ShardNote note;
+  note.fingerprint = json_string(root, "fingerprint", path);
+  note.codebooks = parse_codebooks(root, path);
+  const json& shard = json_object(root, "shard", path);
+  note.shard.file = json_string(shard, "file", path);
+  note.shard.bytes = json_integer(shard, "bytes", path, 0, INT64_MAX);
+  std::map<int64_t, ShardRecord> shards;
+  for (const json& value : json_array(root, "tensors", path)) {
+    const int64_t index = json_integer(value, "shard", path, 0, kMaxShards - 1);
+    shards[index] = note.shard;
+    note.tensors.push_back(parse_tensor(value, note.codebooks, shards, path));
+  }
+  return note;
+}
+
+}  // namespace pq
