@@ -12,7 +12,7 @@
 namespace pq {
 namespace {
 
-// Code and libraries (about 40 MB resident with Open MPI), the tokenizer (about 60 MB for 248k entries), MPI buffers and stacks.
+// Code and libraries (about 40 MB resident with Open MPI), the tokenizer (100 MB for 248k entries), stacks.
 constexpr int64_t kProcessBytes = 150'000'000;
 
 // A row-parallel matrix is cut in whole 128-blocks where its inputs are made of them.
