@@ -23,6 +23,11 @@ void check_spans(const char* op, const Spans& spans, int64_t context) {
   }
 }
 
+void check_head_dim(const char* op, const KvCache& cache) {
+  demand(cache.head_dim > 0 && cache.head_dim % 16 == 0,
+         fmt::format("{}: head_dim {} is not a multiple of 16", op, cache.head_dim));
+}
+
 }  // namespace
 
 void check_coded_shape(const char* op, int64_t rows, int64_t cols) {
@@ -73,12 +78,14 @@ void check_gated_delta(const GatedDeltaArgs& args) {
 
 void check_attention_input(const AttentionInputArgs& args) {
   check_spans("attention_input", args.spans, args.cache.context);
+  check_head_dim("attention_input", args.cache);
   demand(args.rotary_dim % 2 == 0 && args.rotary_dim <= args.cache.head_dim,
          fmt::format("attention_input: rotary_dim {} with head_dim {}", args.rotary_dim, args.cache.head_dim));
 }
 
 void check_attention(const AttentionArgs& args) {
   check_spans("attention", args.spans, args.cache.context);
+  check_head_dim("attention", args.cache);
   demand(args.cache.kv_heads > 0 && args.heads % args.cache.kv_heads == 0,
          fmt::format("attention: {} heads do not divide over {} kv heads", args.heads, args.cache.kv_heads));
 }

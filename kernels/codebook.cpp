@@ -19,25 +19,23 @@ constexpr double kInvSqrtTwoPi = 0.39894228040143267794;
 double density(double x) { return kInvSqrtTwoPi * std::exp(-0.5 * x * x); }
 double upper_tail(double x) { return 0.5 * std::erfc(x * kSqrtHalf); }
 
-// The published recipe: 100 Lloyd iterations from evenly spaced boundaries. T is the precision it was run in.
-template <typename T>
+// The published recipe: 100 Lloyd iterations from evenly spaced boundaries.
 std::vector<float> published_table(int bits, bool unbounded) {
   const int64_t count = int64_t{1} << bits;
-  std::vector<T> boundary(count + 1);
-  std::vector<T> centroid(count);
-  const T step = T(8) / T(count);
-  for (int64_t i = 0; i <= count; ++i) boundary[i] = T(-4) + T(i) * step;
+  std::vector<double> boundary(count + 1);
+  std::vector<double> centroid(count);
+  const double step = 8.0 / static_cast<double>(count);
+  for (int64_t i = 0; i <= count; ++i) boundary[i] = -4.0 + static_cast<double>(i) * step;
   if (unbounded) {
-    boundary.front() = -std::numeric_limits<T>::infinity();
-    boundary.back() = std::numeric_limits<T>::infinity();
+    boundary.front() = -kInfinity;
+    boundary.back() = kInfinity;
   }
-  const auto pdf = [](T x) { return T(kInvSqrtTwoPi) * std::exp(T(-0.5) * x * x); };
-  const auto cdf = [](T x) { return T(0.5) * (T(1) + std::erf(x * T(kSqrtHalf))); };
+  const auto cdf = [](double x) { return 0.5 * (1.0 + std::erf(x * kSqrtHalf)); };
   for (int iteration = 0; iteration < 100; ++iteration) {
     for (int64_t i = 0; i < count; ++i) {
-      centroid[i] = (pdf(boundary[i]) - pdf(boundary[i + 1])) / (cdf(boundary[i + 1]) - cdf(boundary[i]));
+      centroid[i] = (density(boundary[i]) - density(boundary[i + 1])) / (cdf(boundary[i + 1]) - cdf(boundary[i]));
     }
-    for (int64_t i = 1; i < count; ++i) boundary[i] = (centroid[i - 1] + centroid[i]) / T(2);
+    for (int64_t i = 1; i < count; ++i) boundary[i] = 0.5 * (centroid[i - 1] + centroid[i]);
   }
   return std::vector<float>(centroid.begin(), centroid.end());
 }
@@ -117,9 +115,9 @@ Codebook make_codebook(int bits, TableKind kind) {
   if (bits < 2 || bits > 8) throw Error(ErrorKind::usage, fmt::format("a codebook has 2 to 8 bits, not {}", bits));
   switch (kind) {
     case TableKind::published:
-      return finish(bits, kind, published_table<double>(bits, true));
+      return finish(bits, kind, published_table(bits, true));
     case TableKind::bounded:
-      return finish(bits, kind, published_table<float>(bits, false));
+      return finish(bits, kind, published_table(bits, false));
     case TableKind::converged: {
       const std::vector<double> half = converged_half(bits);
       std::vector<float> centroids;

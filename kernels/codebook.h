@@ -11,7 +11,7 @@ namespace pq {
 enum class TableKind : int {
   converged,  // Lloyd-Max fixed point for N(0,1), iterated until centroids move by less than 1e-12
   published,  // 100 Lloyd iterations from boundaries linspace(-4, 4, 2^b + 1), outer boundaries infinite, float64 (variant A)
-  bounded,    // the same with outer boundaries kept at +-4, float32 (variant B)
+  bounded,    // the same with outer boundaries kept at +-4 (variant B; its float32 runs scatter around this by 2e-4)
   file,       // taken from a checkpoint
 };
 

@@ -11,14 +11,21 @@
 #include "base/error.h"
 #include "base/tensor.h"
 #include "kernels/check.h"
+#include "kernels/cpu/kernels.h"
 #include "kernels/polar.h"
 
 namespace pq {
 namespace {
 
-// Multipliers of the norm tried by the scale search, evenly spaced in the ratio of the block's largest coordinate to the largest
-// centroid.
-constexpr int kMultipliers = 41;
+// Multipliers of the norm tried by the scale search: 1, and kSteps evenly spaced in low .. high times the ratio of the block's
+// largest coordinate to the largest centroid. The ranges hold the best multiplier of 99 in 100 Gaussian blocks.
+constexpr int kSteps = 40;
+struct SearchRange {
+  float low;
+  float high;
+};
+constexpr SearchRange kSearchRange[9] = {
+    {}, {}, {0.36f, 0.70f}, {0.58f, 0.96f}, {0.80f, 1.06f}, {0.91f, 1.34f}, {0.96f, 1.40f}, {0.98f, 1.40f}, {0.98f, 1.40f}};
 
 // Finds the magnitude index of |z|: the number of midpoints below it. A bucket holds the count at its lower end; `steps`
 // comparisons settle the rest.
@@ -50,35 +57,6 @@ struct MagnitudeFinder {
     return m;
   }
 };
-
-struct Sums {
-  double zc = 0;  // sum of z * c
-  double cc = 0;  // sum of c * c
-};
-
-float fold(const std::array<float, 16>& lanes) {
-  std::array<float, 16> v = lanes;
-  for (int width = 8; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) v[i] += v[i + width];
-  }
-  return v[0];
-}
-
-// Magnitudes for |z| / multiplier and the sums over 16 lanes.
-Sums try_multiplier(const MagnitudeFinder& finder, const float* magnitudes, const float* absolute, float inverse, uint8_t* index) {
-  std::array<float, 16> zc{};
-  std::array<float, 16> cc{};
-  for (int64_t i = 0; i < kBlock; i += 16) {
-    for (int64_t l = 0; l < 16; ++l) {
-      const int m = finder.find(absolute[i + l] * inverse);
-      const float c = magnitudes[m];
-      index[i + l] = static_cast<uint8_t>(m);
-      zc[l] = std::fma(absolute[i + l], c, zc[l]);
-      cc[l] = std::fma(c, c, cc[l]);
-    }
-  }
-  return {fold(zc), fold(cc)};
-}
 
 void rotate(float* v) {
   for (int distance = 1; distance < 128; distance *= 2) {
@@ -112,7 +90,8 @@ struct Block {
 
 class PolarEncoder {
  public:
-  PolarEncoder(const Codebook& book, bool scale_search) : book_(book), finder_(book), scale_search_(scale_search) {}
+  PolarEncoder(const Codebook& book, bool scale_search, Isa isa)
+      : book_(book), finder_(book), kernels_(kernels_of(isa)), scale_search_(scale_search) {}
 
   // w must be finite. The norm may come out infinite, which the caller refuses.
   Block encode(const float* w, EncodeError* error) const {
@@ -163,17 +142,28 @@ class PolarEncoder {
       largest = std::max(largest, absolute[i]);
       energy += static_cast<double>(z[i]) * z[i];
     }
-    std::array<uint8_t, kBlock> index;
-    std::array<uint8_t, kBlock> best_index{};
+    std::array<int32_t, kBlock> index;
+    std::array<int32_t, kBlock> best_index{};
     double best = INFINITY;
     uint16_t best_norm = f32_to_f16(norm);
-    const float ratio = largest > 0.0f ? largest / book_.magnitudes.back() : 1.0f;
-    for (int k = 0; k < kMultipliers; ++k) {
-      const float multiplier = ratio * (low_ + (high_ - low_) * static_cast<float>(k) / (kMultipliers - 1));
-      const Sums sums = try_multiplier(finder_, book_.magnitudes.data(), absolute.data(), 1.0f / multiplier, index.data());
-      const uint16_t stored = f32_to_f16(static_cast<float>(norm * (sums.zc / sums.cc)));
+    const float ratio = largest / book_.magnitudes.back();
+    const SearchRange range = kSearchRange[book_.bits];
+    const ScaleTry scale_try{.absolute = absolute.data(),
+                             .first = finder_.first.data(),
+                             .midpoint = finder_.midpoint.data(),
+                             .magnitude = book_.magnitudes.data(),
+                             .per_unit = finder_.per_unit,
+                             .steps = finder_.steps};
+    for (int k = 0; k <= kSteps; ++k) {
+      const float multiplier =
+          k == 0 ? 1.0f : ratio * (range.low + (range.high - range.low) * static_cast<float>(k - 1) / (kSteps - 1));
+      if (!(multiplier > 0.0f)) break;
+      float zc;
+      float cc;
+      kernels_.scale_try(scale_try, 1.0f / multiplier, index.data(), &zc, &cc);
+      const uint16_t stored = f32_to_f16(static_cast<float>(norm * (static_cast<double>(zc) / cc)));
       const double gain = f16_to_f32(stored) / static_cast<double>(norm);
-      const double error = energy - 2.0 * gain * sums.zc + gain * gain * sums.cc;
+      const double error = energy - 2.0 * gain * zc + gain * gain * cc;
       if (error < best) {
         best = error;
         best_norm = stored;
@@ -188,9 +178,8 @@ class PolarEncoder {
 
   const Codebook& book_;
   MagnitudeFinder finder_;
+  const Kernels& kernels_;
   bool scale_search_;
-  float low_ = 0.75f;
-  float high_ = 1.25f;
 };
 
 [[noreturn]] void refuse_weight(const char* op, const float* w, int64_t row, int64_t cols, int64_t column) {
@@ -216,11 +205,11 @@ bool finite_f16(uint16_t bits) { return (bits & 0x7c00u) != 0x7c00u; }
 
 }  // namespace
 
-void encode_polar(const PolarEncodeArgs& args, Isa) {
+void encode_polar(const PolarEncodeArgs& args, Isa isa) {
   check_coded_shape("polar_encode", args.rows, args.cols);
   const int bits = args.codebook->bits;
   const int64_t blocks = args.cols / kBlock;
-  const PolarEncoder encoder(*args.codebook, args.scale_search);
+  const PolarEncoder encoder(*args.codebook, args.scale_search, isa);
   EncodeError total;
   for (int64_t row = 0; row < args.rows; ++row) {
     for (int64_t b = 0; b < blocks; ++b) {

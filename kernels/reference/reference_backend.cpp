@@ -134,7 +134,7 @@ void ReferenceBackend::gated_rms_norm(const GatedRmsNormArgs& args) {
   }
 }
 
-void ReferenceBackend::polar_encode(const PolarEncodeArgs& args) { encode_polar(args, best_isa()); }
+void ReferenceBackend::polar_encode(const PolarEncodeArgs& args) { encode_polar(args, Isa::generic); }
 void ReferenceBackend::int4_encode(const Int4EncodeArgs& args) { encode_int4(args); }
 void ReferenceBackend::decode(const DecodeArgs& args) { decode_matrix(args); }
 

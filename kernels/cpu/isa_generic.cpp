@@ -1,0 +1,48 @@
+// The leaf kernels compiled for plain C++.
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "base/tensor.h"
+#include "kernels/cpu/kernels.h"
+#include "kernels/polar.h"
+
+#define PQ_TARGET
+#define PQ_INLINE static inline __attribute__((always_inline)) PQ_TARGET
+#define PQ_FUNCTION static PQ_TARGET
+
+namespace pq {
+namespace generic {
+
+// The lane type comes first.
+// clang-format off
+#include "kernels/cpu/lanes_generic.h"
+#include "kernels/cpu/math_body.h"
+#include "kernels/cpu/norm_body.h"
+#include "kernels/cpu/float_body.h"
+#include "kernels/cpu/delta_body.h"
+#include "kernels/cpu/attention_body.h"
+#include "kernels/cpu/polar_scalar.h"
+// clang-format on
+
+}  // namespace generic
+
+const Kernels kGenericKernels = {
+    .polar_tile = generic::polar_tile_scalar,
+    .float_tile = generic::float_tile,
+    .rms = generic::rms,
+    .prepare = generic::prepare,
+    .silu_mul = generic::silu_mul,
+    .conv = generic::conv,
+    .l2_normalise = generic::l2_normalise,
+    .dot = generic::dot,
+    .exp = generic::exp_one,
+    .delta = generic::delta,
+    .attention = generic::attention,
+    .store_halves = generic::store_halves,
+    .scale_try = generic::scale_try,
+};
+
+}  // namespace pq

@@ -1,0 +1,83 @@
+// Sixteen float lanes in plain C++. Every operation is the IEEE one that the other lane types use, so results agree bit for bit.
+// Included inside a namespace by isa_generic.cpp.
+struct Lanes {
+  float v[16];
+};
+
+#define PQ_LANES(expression)                        \
+  Lanes r;                                          \
+  for (int l = 0; l < 16; ++l) r.v[l] = expression; \
+  return r
+
+PQ_INLINE Lanes load(const float* p) { PQ_LANES(p[l]); }
+PQ_INLINE Lanes load_part(const float* p, int64_t count) { PQ_LANES(l < count ? p[l] : 0.0f); }
+PQ_INLINE Lanes load_strided(const float* p, int64_t stride) { PQ_LANES(p[l * stride]); }
+PQ_INLINE Lanes load_f16(const uint16_t* p) { PQ_LANES(f16_to_f32(p[l])); }
+PQ_INLINE Lanes load_bf16(const uint16_t* p) { PQ_LANES(bf16_to_f32(p[l])); }
+PQ_INLINE void store(float* p, const Lanes& a) {
+  for (int l = 0; l < 16; ++l) p[l] = a.v[l];
+}
+PQ_INLINE void store_part(float* p, const Lanes& a, int64_t count) {
+  for (int l = 0; l < count; ++l) p[l] = a.v[l];
+}
+PQ_INLINE void store_f16(uint16_t* p, const Lanes& a) {
+  for (int l = 0; l < 16; ++l) p[l] = f32_to_f16(a.v[l]);
+}
+PQ_INLINE Lanes all(float value) { PQ_LANES(value); }
+PQ_INLINE Lanes add(const Lanes& a, const Lanes& b) { PQ_LANES(a.v[l] + b.v[l]); }
+PQ_INLINE Lanes sub(const Lanes& a, const Lanes& b) { PQ_LANES(a.v[l] - b.v[l]); }
+PQ_INLINE Lanes mul(const Lanes& a, const Lanes& b) { PQ_LANES(a.v[l] * b.v[l]); }
+PQ_INLINE Lanes div(const Lanes& a, const Lanes& b) { PQ_LANES(a.v[l] / b.v[l]); }
+PQ_INLINE Lanes fma(const Lanes& a, const Lanes& b, const Lanes& c) { PQ_LANES(std::fma(a.v[l], b.v[l], c.v[l])); }
+// Like the x86 instructions: the second operand when the two are equal or one is a NaN.
+PQ_INLINE Lanes max(const Lanes& a, const Lanes& b) { PQ_LANES(a.v[l] > b.v[l] ? a.v[l] : b.v[l]); }
+PQ_INLINE Lanes min(const Lanes& a, const Lanes& b) { PQ_LANES(a.v[l] < b.v[l] ? a.v[l] : b.v[l]); }
+PQ_INLINE Lanes absolute(const Lanes& a) { PQ_LANES(std::bit_cast<float>(std::bit_cast<uint32_t>(a.v[l]) & 0x7fffffffu)); }
+PQ_INLINE Lanes negate(const Lanes& a) { PQ_LANES(std::bit_cast<float>(std::bit_cast<uint32_t>(a.v[l]) ^ 0x80000000u)); }
+// Adds the low bits of `n`, as an integer, to the exponent of `a`.
+PQ_INLINE Lanes add_exponent(const Lanes& a, const Lanes& n) {
+  PQ_LANES(std::bit_cast<float>(std::bit_cast<uint32_t>(a.v[l]) + (std::bit_cast<uint32_t>(n.v[l]) << 23)));
+}
+// The low byte of each lane's bit pattern.
+PQ_INLINE void store_low_bytes(int8_t* p, const Lanes& a) {
+  for (int l = 0; l < 16; ++l) p[l] = static_cast<int8_t>(std::bit_cast<uint32_t>(a.v[l]) & 0xffu);
+}
+PQ_INLINE float fold(const Lanes& a) {
+  Lanes r = a;
+  for (int width = 8; width > 0; width /= 2) {
+    for (int l = 0; l < width; ++l) r.v[l] += r.v[l + width];
+  }
+  return r.v[0];
+}
+PQ_INLINE float fold_max(const Lanes& a) {
+  Lanes r = a;
+  for (int width = 8; width > 0; width /= 2) {
+    for (int l = 0; l < width; ++l) r.v[l] = r.v[l] > r.v[l + width] ? r.v[l] : r.v[l + width];
+  }
+  return r.v[0];
+}
+// Lane l without bit d: a[l] + a[l + d]; with it: a[l - d] - a[l].
+template <int d>
+PQ_INLINE Lanes butterfly(const Lanes& a) {
+  PQ_LANES(l & d ? a.v[l ^ d] - a.v[l] : a.v[l] + a.v[l ^ d]);
+}
+// Indices of magnitudes as 32-bit lanes: first[bucket], then one step per comparison.
+struct Index {
+  int32_t v[16];
+};
+PQ_INLINE Index lookup(const int32_t* table, const Lanes& bucket) {
+  Index r;
+  for (int l = 0; l < 16; ++l) r.v[l] = table[static_cast<int32_t>(bucket.v[l])];
+  return r;
+}
+PQ_INLINE Lanes gather(const float* table, const Index& index) { PQ_LANES(table[index.v[l]]); }
+PQ_INLINE Index step_above(const Index& index, const Lanes& a, const Lanes& b) {
+  Index r;
+  for (int l = 0; l < 16; ++l) r.v[l] = index.v[l] + (a.v[l] > b.v[l]);
+  return r;
+}
+PQ_INLINE void store_index(int32_t* p, const Index& index) {
+  for (int l = 0; l < 16; ++l) p[l] = index.v[l];
+}
+PQ_INLINE Lanes from_int(const int32_t* p) { PQ_LANES(static_cast<float>(p[l])); }
+#undef PQ_LANES

@@ -1,0 +1,113 @@
+// Norms, rotation and quantisation of activations, element-wise operations and the causal convolution over lanes.
+
+PQ_FUNCTION void rms(const RmsTile& t) {
+  const float root = std::sqrt(dot_lanes(t.x, t.x, t.dim) / static_cast<float>(t.dim) + t.eps);
+  const Lanes divisor = all(root);
+  const Lanes offset = all(t.weight_offset);
+  for (int64_t i = 0; i < t.dim; i += 16) {
+    const int64_t count = std::min<int64_t>(16, t.dim - i);
+    const Lanes scale = add(offset, load_part(t.weight + i, count));
+    Lanes y = mul(div(load_part(t.x + i, count), divisor), scale);
+    if (t.gate != nullptr) y = mul(y, silu(load_part(t.gate + i, count)));
+    store_part(t.y + i, y, count);
+  }
+}
+
+PQ_FUNCTION void l2_normalise(float* y, const float* x, int64_t dim, float scale) {
+  const Lanes root = all(std::sqrt(dot_lanes(x, x, dim) + 1e-6f));
+  for (int64_t i = 0; i < dim; i += 16) store(y + i, mul(div(load(x + i), root), all(scale)));
+}
+
+// One block of 128 in place of eight lane vectors.
+PQ_INLINE void rotate_lanes(Lanes v[8]) {
+  for (int i = 0; i < 8; ++i) v[i] = butterfly<8>(butterfly<4>(butterfly<2>(butterfly<1>(v[i]))));
+  for (int distance = 1; distance < 8; distance *= 2) {
+    for (int i = 0; i < 8; ++i) {
+      if (i & distance) continue;
+      const Lanes a = v[i];
+      const Lanes b = v[i + distance];
+      v[i] = add(a, b);
+      v[i + distance] = sub(a, b);
+    }
+  }
+  const Lanes factor = all(0.08838834764831845f);
+  for (int i = 0; i < 8; ++i) v[i] = mul(v[i], factor);
+}
+
+PQ_FUNCTION void prepare(const PrepareArgs& args, int64_t token) {
+  const Lanes magic = all(12582912.0f);
+  for (int64_t b = 0; b < args.dim / kBlock; ++b) {
+    const int64_t offset = token * args.dim + b * kBlock;
+    Lanes v[8];
+    for (int i = 0; i < 8; ++i) v[i] = load(args.x + offset + 16 * i);
+    rotate_lanes(v);
+    if (args.mode == ActivationMode::f32) {
+      for (int i = 0; i < 8; ++i) store(args.rotated + offset + 16 * i, v[i]);
+      continue;
+    }
+    Lanes largest = absolute(v[0]);
+    for (int i = 1; i < 8; ++i) largest = max(largest, absolute(v[i]));
+    const float scale = fold_max(largest) / 127.0f;
+    args.scales[token * (args.dim / kBlock) + b] = scale;
+    const Lanes divisor = all(scale == 0.0f ? 1.0f : scale);
+    for (int i = 0; i < 8; ++i) store_low_bytes(args.codes + offset + 16 * i, add(div(v[i], divisor), magic));
+  }
+}
+
+PQ_FUNCTION void silu_mul(const SiluMulArgs& args) {
+  for (int64_t i = 0; i < args.count; i += 16) {
+    const int64_t count = std::min<int64_t>(16, args.count - i);
+    store_part(args.y + i, mul(silu(load_part(args.gate + i, count)), load_part(args.up + i, count)), count);
+  }
+}
+
+PQ_FUNCTION void conv(const ConvTile& t) {
+  Lanes w[4];
+  if (t.width == 16) {
+    for (int j = 0; j < 4; ++j) w[j] = load_strided(t.weight + j, 4);
+  } else {
+    for (int j = 0; j < 4; ++j) {
+      float column[16] = {};
+      for (int64_t c = 0; c < t.width; ++c) column[c] = t.weight[4 * c + j];
+      w[j] = load(column);
+    }
+  }
+  Lanes h0 = load_part(t.state, t.width);
+  Lanes h1 = load_part(t.state + t.channels, t.width);
+  Lanes h2 = load_part(t.state + 2 * t.channels, t.width);
+  for (int64_t i = 0; i < t.tokens; ++i) {
+    const Lanes x = load_part(t.x + i * t.channels, t.width);
+    const Lanes sum = fma(w[3], x, fma(w[2], h2, fma(w[1], h1, fma(w[0], h0, all(0.0f)))));
+    store_part(t.y + i * t.channels, silu(sum), t.width);
+    h0 = h1;
+    h1 = h2;
+    h2 = x;
+  }
+  store_part(t.state, h0, t.width);
+  store_part(t.state + t.channels, h1, t.width);
+  store_part(t.state + 2 * t.channels, h2, t.width);
+}
+
+PQ_FUNCTION void store_halves(uint16_t* y, const float* x, int64_t count) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) store_f16(y + i, load(x + i));
+  for (; i < count; ++i) y[i] = f32_to_f16(x[i]);
+}
+
+PQ_FUNCTION void scale_try(const ScaleTry& t, float inverse, int32_t* index, float* zc, float* cc) {
+  Lanes sum_zc = all(0.0f);
+  Lanes sum_cc = all(0.0f);
+  const Lanes last = all(1023.0f);
+  for (int64_t i = 0; i < kBlock; i += 16) {
+    const Lanes z = load(t.absolute + i);
+    const Lanes a = mul(z, all(inverse));
+    Index m = lookup(t.first, min(mul(a, all(t.per_unit)), last));
+    for (int step = 0; step < t.steps; ++step) m = step_above(m, a, gather(t.midpoint, m));
+    const Lanes c = gather(t.magnitude, m);
+    store_index(index + i, m);
+    sum_zc = fma(z, c, sum_zc);
+    sum_cc = fma(c, c, sum_cc);
+  }
+  *zc = fold(sum_zc);
+  *cc = fold(sum_cc);
+}
