@@ -80,6 +80,7 @@ struct RunSetup {
   std::string format = "bf16";
   std::string device = "cpu";
   int ranks = 1;
+  bool scale_search = false;  // the encoder's; a tenth of the time without, and no test here depends on it
   RuntimeOptions options{.context = 512, .slots = 1, .batch = 128, .activations = ActivationMode::f32, .kv_type = KvType::f32};
 };
 
@@ -91,7 +92,8 @@ inline std::vector<float> run_steps(const RunSetup& setup, const std::vector<Ste
     const std::unique_ptr<Backend> backend = make_backend(setup.device);
     Encoding encoding;
     require(try_parse_encoding(setup.format, &encoding), "format of a test setup");
-    QuantizingSource source(setup.model, tensor_specs(config), Recipe{.policy = Policy(encoding)}, *backend);
+    QuantizingSource source(setup.model, tensor_specs(config),
+                            Recipe{.policy = Policy(encoding), .scale_search = setup.scale_search}, *backend);
     Transformer transformer(config, setup.options, *backend, comm, source, {});
     std::function<void(int64_t, const float*)> consume;
     if (comm.rank() == 0) consume = [&](int64_t, const float* row) { logits.insert(logits.end(), row, row + config.vocab); };
