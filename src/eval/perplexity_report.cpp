@@ -53,6 +53,7 @@ std::string report_text(const PerplexityReport& report) {
   text += fmt::format("ids sha256   {}\n", report.tokens_sha256);
   text += fmt::format("model        {}; matrices {:.3f} bits per weight, {:.1f} MB in all\n", report.model, report.bits_per_weight,
                       static_cast<double>(report.model_bytes) / 1e6);
+  text += fmt::format("recipe       {}\n", report.recipe);
   text += fmt::format("run          {} rank{}, {}, activations {}, KV {}\n", report.ranks, report.ranks == 1 ? "" : "s",
                       report.backend, report.activations, report.kv_type);
   text += fmt::format("speed        {:.1f} s, {:.0f} tokens/s\n", report.seconds,
@@ -83,6 +84,7 @@ std::string report_json(const PerplexityReport& report) {
   json["text_tokens"] = report.text_tokens;
   json["tokens_sha256"] = report.tokens_sha256;
   json["model"] = report.model;
+  json["recipe"] = report.recipe;
   json["bits_per_weight"] = report.bits_per_weight;
   json["model_bytes"] = report.model_bytes;
   json["backend"] = report.backend;
@@ -128,14 +130,13 @@ NllFile read_nll_file(const std::string& path) {
   return file;
 }
 
-MeanEstimate compare_with(const NllFile& base, const PerplexityReport& report) {
+void check_pairable(const NllFile& base, const std::string& protocol, const std::string& tokens_sha256) {
   const auto same = [](const char* what, const std::string& theirs, const std::string& ours) {
     if (theirs != ours)
       throw Error(ErrorKind::input, fmt::format("the runs cannot be paired: {} is {} there and {} here", what, theirs, ours));
   };
-  same("the protocol", base.protocol, report.protocol);
-  same("the hash of the token ids", base.tokens_sha256, report.tokens_sha256);
-  return paired_difference(report.result.nll, base.nll);
+  same("the protocol", base.protocol, protocol);
+  same("the hash of the token ids", base.tokens_sha256, tokens_sha256);
 }
 
 }  // namespace pq

@@ -19,8 +19,9 @@ struct PerplexityReport {
   int64_t text_tokens = 0;
   std::string tokens_sha256;   // of the ids as little-endian int32
   std::string model;           // WeightSource::description
+  std::string recipe;          // Recipe::text, of the store or of the quantisation while loading
   double bits_per_weight = 0;  // of the large matrices
-  int64_t model_bytes = 0;     // of all weights in memory, over all ranks
+  int64_t model_bytes = 0;     // of all weights as they are held, each counted once
   std::string backend;         // Backend::name
   std::string activations;
   std::string kv_type;
@@ -51,7 +52,7 @@ void write_nll_file(const std::string& path, const NllFile& file);
 // Throws ErrorKind::input naming path and defect.
 NllFile read_nll_file(const std::string& path);
 
-// Paired difference of `report` and `base`. Throws ErrorKind::input naming both values when protocol or token ids differ.
-MeanEstimate compare_with(const NllFile& base, const PerplexityReport& report);
+// Throws ErrorKind::input naming both values when a run by `protocol` over the ids of `tokens_sha256` cannot be paired with `base`.
+void check_pairable(const NllFile& base, const std::string& protocol, const std::string& tokens_sha256);
 
 }  // namespace pq

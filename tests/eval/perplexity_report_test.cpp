@@ -26,6 +26,7 @@ PerplexityReport some_report() {
   report.text_tokens = 8;
   report.tokens_sha256 = "bb";
   report.model = "store x";
+  report.recipe = "policy: default pq5";
   report.bits_per_weight = 5.125;
   report.model_bytes = 2500000;
   report.backend = "cpu (generic)";
@@ -81,6 +82,7 @@ TEST(PerplexityReport, JsonCarriesWhatAComparisonRestsOn) {
   EXPECT_EQ(json["windows"], 2);
   EXPECT_EQ(json["text_sha256"], "aa");
   EXPECT_EQ(json["tokens_sha256"], "bb");
+  EXPECT_EQ(json["recipe"], report.recipe);
   EXPECT_EQ(json["bits_per_weight"], 5.125);
   EXPECT_EQ(json["ranks"], 2);
   EXPECT_EQ(json["tokens_per_second"], 3.0);
@@ -128,19 +130,20 @@ TEST_F(NllFileTest, RefusesOtherFiles) {
   expect_refused(R"({"format":"pq-nll","protocol":"x","tokens_sha256":"y","model":"z","nll":[1,"2"]})", "entry 1");
 }
 
-TEST(ComparedRuns, PairOnlyWhenProtocolAndTokensAgree) {
-  const PerplexityReport report = some_report();
-  NllFile base{report.protocol, report.tokens_sha256, "store y", {0.5, 1.5, 2.5, 0.5, 1.5, 2.5}};
-  EXPECT_DOUBLE_EQ(compare_with(base, report).mean, 0.5);
-  EXPECT_DOUBLE_EQ(compare_with(base, report).standard_error, 0.0);
-  base.protocol = "gptq-2048";
-  EXPECT_THROW(compare_with(base, report), Error);
-  base.protocol = report.protocol;
-  base.tokens_sha256 = "cc";
-  EXPECT_THROW(compare_with(base, report), Error);
-  base.tokens_sha256 = report.tokens_sha256;
-  base.nll.pop_back();
-  EXPECT_THROW(compare_with(base, report), Error);
+TEST(PairedRuns, NeedTheSameProtocolAndTokens) {
+  const NllFile base{"gptq-2048", "bb", "store y", {0.5}};
+  EXPECT_NO_THROW(check_pairable(base, "gptq-2048", "bb"));
+  const auto refused = [&](const std::string& protocol, const std::string& hash, const std::string& theirs) {
+    try {
+      check_pairable(base, protocol, hash);
+      ADD_FAILURE() << protocol << " " << hash << " was accepted";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::input);
+      EXPECT_THAT(error.what(), HasSubstr(theirs));
+    }
+  };
+  refused("gptq-2048 (window 512)", "bb", "gptq-2048 there and gptq-2048 (window 512) here");
+  refused("gptq-2048", "cc", "bb there and cc here");
 }
 
 }  // namespace
