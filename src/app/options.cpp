@@ -15,15 +15,19 @@ namespace pq {
 namespace {
 
 constexpr size_t kHelpColumn = 32;
+constexpr const char* kLastGroup = "Other";
 constexpr int64_t kMaxPolicyBytes = 1 << 20;
 
 // One line a flag, one line a group, no blank lines: help fits its screen.
 class CompactFormatter : public CLI::Formatter {
  public:
   std::string make_help(const CLI::App* app, std::string, CLI::AppFormatMode) const override {
+    std::vector<std::string> groups = app->get_groups();
+    std::stable_partition(groups.begin(), groups.end(), [](const std::string& group) { return group != kLastGroup; });
     std::string text = app->get_description() + "\n";
-    for (const std::string& group : app->get_groups()) {
-      const auto options = app->get_options([&](const CLI::Option* option) { return option->get_group() == group; });
+    for (const std::string& group : groups) {
+      const auto options = app->get_options(
+          [&](const CLI::Option* option) { return option->get_group() == group && option != app->get_help_ptr(); });
       if (group.empty() || options.empty()) continue;
       text += group + ":\n";
       for (const CLI::Option* option : options) text += option_line(*option);
@@ -37,7 +41,9 @@ class CompactFormatter : public CLI::Formatter {
     for (const std::string& name : option.get_snames()) names += (names.empty() ? "-" : ", -") + name;
     for (const std::string& name : option.get_lnames()) names += (names.empty() ? "--" : ", --") + name;
     if (names.empty()) names = option.get_name();
-    if (!option.get_type_name().empty()) names += " " + option.get_type_name();
+    // What follows a colon describes the checks, in the words of CLI11.
+    const std::string type = option.get_type_name();
+    if (!type.empty()) names += " " + type.substr(0, type.find(':'));
     std::string line = "  " + names;
     line.resize(std::max(kHelpColumn, line.size() + 1), ' ');
     line += option.get_description();
@@ -95,8 +101,8 @@ std::unique_ptr<CLI::App> make_command_line(const std::string& program, const st
   auto app = std::make_unique<CLI::App>("Usage: " + program + " " + usage + "\n" + description, program);
   app->formatter(std::make_shared<CompactFormatter>());
   app->option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
-  app->set_help_flag("-h,--help", "show this and stop")->group("Other");
-  app->set_version_flag("--version", program + " " + PQ_VERSION, "show the version and stop")->group("Other");
+  app->set_help_flag("-h,--help", "show the flags and stop")->group(kLastGroup);
+  app->set_version_flag("--version", program + " " + PQ_VERSION, "show the version and stop")->group(kLastGroup);
   return app;
 }
 
@@ -157,7 +163,7 @@ void add_model_flags(CLI::App* app, ModelFlags* flags) {
       ->check(CLI::IsMember({"cpu", "reference"}))
       ->capture_default_str();
   add_recipe_flags(app, &flags->recipe);
-  app->option_defaults()->group("Other");
+  app->option_defaults()->group(kLastGroup);
 }
 
 std::optional<std::string> parse_command_line(CLI::App* app, int argc, char** argv,

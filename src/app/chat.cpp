@@ -1,0 +1,83 @@
+// The chat of chat.h.
+#include "app/chat.h"
+
+#include <cstdio>
+#include <iostream>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/log.h"
+
+namespace pq {
+namespace {
+
+constexpr int64_t kMaxTemplateBytes = 4 << 20;
+constexpr const char* kCommands = "/reset forgets the chat, /think on|off switches reasoning, /exit ends";
+
+std::vector<ChatMessage> opening_messages(const ChatSettings& settings) {
+  std::vector<ChatMessage> messages;
+  if (!settings.system.empty()) messages.push_back({.role = "system", .content = settings.system});
+  return messages;
+}
+
+}  // namespace
+
+ChatFormat load_chat_format(const std::string& directory) {
+  const std::string path = directory + "/chat_template.jinja";
+  if (!path_exists(path)) return {};
+  return detect_chat_format(read_text_file(path, kMaxTemplateBytes), path);
+}
+
+std::vector<int32_t> first_turn_tokens(const ChatSettings& settings, const Tokenizer& tokenizer, const std::string& message) {
+  std::vector<ChatMessage> messages = opening_messages(settings);
+  messages.push_back({.role = "user", .content = message});
+  return tokenizer.encode(render_chat(messages, settings.format, {.thinking = settings.thinking}));
+}
+
+Chat::Chat(const ChatSettings& settings, const Tokenizer& tokenizer, TextRun& run)
+    : settings_(settings), tokenizer_(tokenizer), run_(run), messages_(opening_messages(settings)) {}
+
+void Chat::say(const std::string& message) {
+  const ChatOptions options{.thinking = settings_.thinking};
+  const bool reasons = starts_in_reasoning(settings_.format, options);
+  messages_.push_back({.role = "user", .content = message});
+  std::string text;
+  try {
+    text = run_.generate(tokenizer_.encode(render_chat(messages_, settings_.format, options)), reasons ? "<think>\n" : "");
+  } catch (const Error& error) {
+    messages_.pop_back();
+    if (!settings_.interactive || error.kind() != ErrorKind::usage) throw;
+    log_line(error.what());
+    return;
+  }
+  const SplitAnswer split = split_answer(text, reasons);
+  messages_.push_back({.role = "assistant", .content = split.answer, .reasoning = split.reasoning});
+}
+
+void Chat::loop() {
+  if (settings_.interactive) log_line(kCommands);
+  for (std::string line;;) {
+    if (settings_.interactive) std::fputs("> ", stderr);
+    if (!std::getline(std::cin, line)) break;
+    if (!line.empty() && line.back() == '\r') line.pop_back();
+    if (line.find_first_not_of(" \t") == std::string::npos) continue;
+    if (line == "/exit") return;
+    if (!command(line)) say(line);
+  }
+  if (settings_.interactive) std::fputs("\n", stderr);
+}
+
+bool Chat::command(const std::string& line) {
+  if (line == "/reset") {
+    messages_ = opening_messages(settings_);
+  } else if (line == "/think on" || line == "/think off") {
+    settings_.thinking = line == "/think on";
+  } else if (line == "/think" || line == "/help") {
+    log_line(kCommands);
+  } else {
+    return false;
+  }
+  return true;
+}
+
+}  // namespace pq

@@ -1,0 +1,146 @@
+// The loading of model_loading.h.
+#include "app/model_loading.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "store/open_weights.h"
+
+namespace pq {
+namespace {
+
+// A line "Name:   123 kB" of a file of /proc, in bytes; 0 when there is none.
+int64_t proc_bytes(const char* path, const std::string& name) {
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind(name + ":", 0) == 0) return std::strtoll(line.c_str() + name.size() + 1, nullptr, 10) * 1024;
+  }
+  return 0;
+}
+
+void check_memory(const Model& model, const ModelFlags& flags, int64_t limit) {
+  if (limit == 0 || model.plan.total() <= limit) return;
+  const std::string allowed = flags.memory_bytes > 0 ? "--memory allows " + bytes_text(limit)
+                                                     : "this rank's share of the free memory is " + bytes_text(limit);
+  const std::string way_out =
+      model.plan.largest_context > 0
+          ? fmt::format("the largest context that fits is -c {}", model.plan.largest_context)
+          : std::string("not even one position fits: use more ranks, fewer bits (--format) or a smaller batch (-b)");
+  throw Error(ErrorKind::environment, fmt::format("the model needs {} a rank ({}), but {}; {}", bytes_text(model.plan.total()),
+                                                  plan_text(model.plan), allowed, way_out));
+}
+
+}  // namespace
+
+RuntimeOptions runtime_options(const ModelFlags& flags, const ModelConfig& config) {
+  RuntimeOptions runtime;
+  runtime.context = flags.context;
+  if (flags.context == 0 || !flags.context_given) {
+    runtime.context = flags.context == 0 ? config.max_position : std::min(flags.context, config.max_position);
+  }
+  if (runtime.context > config.max_position) {
+    throw Error(ErrorKind::usage,
+                fmt::format("-c {} exceeds the {} positions the model is made for", runtime.context, config.max_position));
+  }
+  runtime.batch = std::min(flags.batch, runtime.context);
+  runtime.activations = activation_mode(flags);
+  runtime.kv_type = kv_type(flags);
+  return runtime;
+}
+
+Model open_model(Session& session, const ModelFlags& flags) {
+  Model model;
+  model.path = flags.model;
+  session.agree("opening the model", [&] {
+    if (!path_exists(flags.model)) throw Error(ErrorKind::input, flags.model + ": no such file or directory");
+    if (!is_directory(flags.model))
+      throw Error(ErrorKind::usage, flags.model + ": not a directory; -m names a store or a checkpoint");
+    model.config = load_model_config(flags.model);
+    check_rank_count(model.config, session.ranks());
+    model.runtime = runtime_options(flags, model.config);
+    model.backend = make_backend(flags.device);
+    model.source = open_weights(flags.model, tensor_specs(model.config), make_recipe(flags.recipe), *model.backend);
+    const int64_t limit =
+        flags.memory_bytes > 0 ? flags.memory_bytes : proc_bytes("/proc/meminfo", "MemAvailable") / session.local_ranks();
+    model.plan = plan_memory(model.config, model.runtime, session.rank(), session.ranks(),
+                             weight_bytes(model.config, *model.source, session.rank(), session.ranks()), limit);
+    check_memory(model, flags, limit);
+  });
+  return model;
+}
+
+void load_model(Session& session, Model* model) {
+  const auto start = std::chrono::steady_clock::now();
+  session.agree("loading the weights", [&] {
+    ProgressBar bar("loading", model->plan.weights / 1'000'000, "MB");
+    model->transformer =
+        std::make_unique<Transformer>(model->config, model->runtime, *model->backend, session.comm(), *model->source,
+                                      [&](int64_t bytes) { bar.set(std::min(bytes, model->plan.weights) / 1'000'000); });
+  });
+  model->load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+std::vector<RankMemory> gather_memory(Session& session, const Model& model) {
+  RankMemory mine;
+  mine.planned_bytes = model.plan.total();
+  mine.weight_bytes = model.plan.weights;
+  mine.allocated_bytes = model.transformer->allocated_bytes();
+  mine.resident_bytes = proc_bytes("/proc/self/status", "VmHWM");
+  std::vector<RankMemory> all(static_cast<size_t>(session.ranks()));
+  session.comm().all_gather(&mine, sizeof mine, all.data());
+  return all;
+}
+
+void log_memory(const std::vector<RankMemory>& memory, double load_seconds) {
+  int64_t weights = 0;
+  for (size_t rank = 0; rank < memory.size(); ++rank) {
+    const RankMemory& m = memory[rank];
+    log_once(fmt::format("rank {}: {} weights, {} state and workspace; planned {}, resident {}", rank, bytes_text(m.weight_bytes),
+                         bytes_text(m.allocated_bytes - m.weight_bytes), bytes_text(m.planned_bytes),
+                         bytes_text(m.resident_bytes)));
+    weights += m.weight_bytes;
+  }
+  log_once(fmt::format("loaded {} in {:.2f} s, {:.2f} GB/s", bytes_text(weights), load_seconds,
+                       static_cast<double>(weights) / 1e9 / std::max(load_seconds, 1e-9)));
+}
+
+std::string plan_text(const MemoryPlan& plan) {
+  const std::pair<const char*, int64_t> items[] = {{"weights", plan.weights},         {"KV cache", plan.kv_cache},
+                                                   {"delta state", plan.delta_state}, {"conv state", plan.conv_state},
+                                                   {"workspace", plan.workspace},     {"communication", plan.communication},
+                                                   {"process", plan.process}};
+  std::string text;
+  for (const auto& [name, bytes] : items) {
+    if (bytes > 0) text += (text.empty() ? "" : ", ") + std::string(name) + " " + bytes_text(bytes);
+  }
+  return text;
+}
+
+double bits_per_weight(const ModelConfig& config, const WeightSource& source) {
+  int64_t bytes = 0;
+  int64_t weights = 0;
+  for (const TensorSpec& spec : tensor_specs(config)) {
+    if (!spec.matrix) continue;
+    bytes += source.info(spec).bytes;
+    weights += spec.rows * spec.cols;
+  }
+  return 8.0 * static_cast<double>(bytes) / static_cast<double>(weights);
+}
+
+std::string model_text(const ModelConfig& config) {
+  int64_t weights = 0;
+  for (const TensorSpec& spec : tensor_specs(config)) weights += spec.rows * spec.cols;
+  const double count = static_cast<double>(weights);
+  const std::string size = count >= 1e9 ? fmt::format("{:.2f} G", count / 1e9) : fmt::format("{:.2f} M", count / 1e6);
+  return fmt::format("{} layers, hidden {}, {} weights", config.layers, config.hidden, size);
+}
+
+}  // namespace pq

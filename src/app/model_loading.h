@@ -1,0 +1,65 @@
+// From flags to a model that can run: configuration, legal rank count, weights, memory plan, in that order, each refused before the
+// next begins and by all ranks together. Tokenizer and text are left to the mains.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "app/options.h"
+#include "comm/session.h"
+#include "kernels/backend.h"
+#include "model/config.h"
+#include "model/partition.h"
+#include "model/transformer.h"
+#include "store/weight_source.h"
+
+namespace pq {
+
+// The model one rank holds. Members depend on those above them.
+struct Model {
+  std::string path;
+  ModelConfig config;
+  RuntimeOptions runtime;
+  MemoryPlan plan;
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<WeightSource> source;
+  std::unique_ptr<Transformer> transformer;  // null until load_model
+  double load_seconds = 0;
+};
+
+// Collective. Reads no weights. Throws on all ranks: ErrorKind::input for files that are not what they claim, ErrorKind::usage for
+// a rank count or a context the model does not allow, ErrorKind::environment when the plan exceeds --memory or what the node has
+// free for each of its ranks, with the items and the largest context that fits.
+Model open_model(Session& session, const ModelFlags& flags);
+
+// Collective. Loads this rank's slice, with a progress bar on rank 0.
+void load_model(Session& session, Model* model);
+
+// What load_model came to on one rank.
+struct RankMemory {
+  int64_t planned_bytes = 0;
+  int64_t weight_bytes = 0;
+  int64_t allocated_bytes = 0;  // weights, state and workspace
+  int64_t resident_bytes = 0;   // of the process, at its peak so far
+};
+
+// Collective. All ranks' memory on every rank, in rank order.
+std::vector<RankMemory> gather_memory(Session& session, const Model& model);
+// "rank 0: ..." for each rank, and the time and rate of loading; by rank 0 to stderr.
+void log_memory(const std::vector<RankMemory>& memory, double load_seconds);
+
+// Options of the step from the flags. Throws ErrorKind::usage when the context exceeds the model's positions.
+RuntimeOptions runtime_options(const ModelFlags& flags, const ModelConfig& config);
+
+// "weights 8.63 GB, KV cache 134 MB, ...": every item that is not zero.
+std::string plan_text(const MemoryPlan& plan);
+
+// Over all large matrices, planes included.
+double bits_per_weight(const ModelConfig& config, const WeightSource& source);
+
+// "8 layers, hidden 128, 3.9 M weights".
+std::string model_text(const ModelConfig& config);
+
+}  // namespace pq
