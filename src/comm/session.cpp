@@ -1,6 +1,7 @@
 // The session of session.h over MPI. A process that no MPI launcher started makes no MPI call.
 #include "comm/session.h"
 
+#include <fcntl.h>
 #include <mpi.h>
 #include <sched.h>
 #include <unistd.h>
@@ -129,7 +130,12 @@ Communicator& Session::comm() { return *impl_->comm; }
 
 void Session::abort(int code) {
   std::fflush(nullptr);
-  if (impl_->owns_mpi) MPI_Abort(MPI_COMM_WORLD, code);
+  if (impl_->owns_mpi) {
+    // Under srun MPI_Abort prints a banner that mpirun --quiet would swallow.
+    const int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    if (nowhere >= 0) dup2(nowhere, STDERR_FILENO);
+    MPI_Abort(MPI_COMM_WORLD, code);
+  }
   std::_Exit(code);
 }
 
