@@ -1,4 +1,5 @@
 // Attention of the query heads that share a kv head, at one token: scores, softmax, weighted values.
+#pragma once
 
 template <bool kHalf>
 PQ_INLINE Lanes load_cache(const void* plane, int64_t offset) {

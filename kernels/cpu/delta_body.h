@@ -1,4 +1,5 @@
 // The gated delta rule by columns of the state: every quantity of the rule is independent from column to column.
+#pragma once
 
 // C lane vectors of columns, T rows of k and of q against the whole state: kept[t] = S^T k_t, read[t] = S^T q_t.
 template <int C, int T>

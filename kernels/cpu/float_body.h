@@ -1,4 +1,5 @@
 // Products with weights that are used as fp32, a block of 128 columns of four rows at a time.
+#pragma once
 
 // Columns [column, column + count) of one row of the unit, count <= 128; the rest of the last 16 lanes is zero.
 PQ_INLINE const float* float_weights(const FloatTile& t, int64_t row, int64_t column, int64_t count, float* buffer) {

@@ -1,4 +1,6 @@
 // Sixteen float lanes in two AVX registers. Included inside a namespace by isa_avx2.cpp.
+#pragma once
+
 struct Lanes {
   __m256 a;  // lanes 0-7
   __m256 b;  // lanes 8-15

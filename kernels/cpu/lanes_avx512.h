@@ -1,4 +1,6 @@
 // Sixteen float lanes in one AVX-512 register. Included inside a namespace by isa_avx512.cpp.
+#pragma once
+
 using Lanes = __m512;
 
 PQ_INLINE __mmask16 part(int64_t count) { return static_cast<__mmask16>((1u << count) - 1u); }

@@ -1,5 +1,7 @@
 // Sixteen float lanes in plain C++. Every operation is the IEEE one that the other lane types use, so results agree bit for bit.
 // Included inside a namespace by isa_generic.cpp.
+#pragma once
+
 struct Lanes {
   float v[16];
 };

@@ -1,4 +1,5 @@
 // Elementary functions over lanes. Included inside a namespace after the lane type.
+#pragma once
 
 // exp(x) within 2 ulp for |x| <= 86; beyond that the argument is clamped to [-86.6, 88.37], so that the result is neither 0 nor
 // infinite. x = n ln 2 + r, |r| <= ln 2 / 2; polynomial of Cephes expf (S. Moshier).

@@ -1,4 +1,5 @@
 // Norms, rotation and quantisation of activations, element-wise operations and the causal convolution over lanes.
+#pragma once
 
 PQ_FUNCTION void rms(const RmsTile& t) {
   const float root = std::sqrt(dot_lanes(t.x, t.x, t.dim) / static_cast<float>(t.dim) + t.eps);

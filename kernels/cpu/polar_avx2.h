@@ -1,5 +1,6 @@
 // The integer product of a coded tile with AVX2, 2 to 5 bits: magnitudes by byte shuffle, signs by byte sign, pairs by maddubs.
 // Included inside a namespace by isa_avx2.cpp.
+#pragma once
 
 // Byte i is 255 where bit i of the 32 bits at `p` is set.
 PQ_INLINE __m256i spread_bits(const uint8_t* p) {

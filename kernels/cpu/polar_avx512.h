@@ -1,6 +1,7 @@
 // The integer product of a coded tile with AVX-512 VNNI and VBMI, every width. Included inside a namespace by isa_avx512.cpp.
 // Up to four tokens: magnitudes (unsigned) times activations that take the weight's sign. More: 16 rows are decoded once into quads
 // of consecutive columns by row lanes, biased to unsigned, so that one broadcast of four activations meets 16 rows.
+#pragma once
 
 // Magnitudes of more than 5 bits take two bytes.
 template <int B>

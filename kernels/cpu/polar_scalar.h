@@ -1,5 +1,6 @@
 // The integer product of a coded tile in plain C++: unpack a block of 16 rows, then an int32 dot product for each token.
 // Included inside a namespace; the tile of the generic path, and of AVX2 for widths above 5 bits.
+#pragma once
 
 // norm * scale * int_step by the order of the contract, added to the tile's sums.
 PQ_INLINE void add_block(const PolarTile& t, Lanes norms, const int32_t* dots, int64_t token, int64_t block, float* out) {

@@ -1,0 +1,281 @@
+// Cache writing and attention: against the reference within derived bounds, the same bits for any cutting, sequences kept apart.
+#include <array>
+
+#include "tests/kernels/kernel_cases.h"
+
+namespace pq {
+namespace {
+
+struct Geometry {
+  int64_t heads;
+  int64_t kv_heads;
+  int64_t head_dim;
+  int64_t rotary_dim;
+};
+
+const std::array<Geometry, 6> kGeometries = {Geometry{1, 1, 16, 4},  Geometry{2, 2, 32, 8},   Geometry{4, 2, 48, 12},
+                                             Geometry{6, 2, 64, 16}, Geometry{6, 1, 256, 64}, Geometry{8, 2, 128, 128}};
+
+struct Sequence {
+  Geometry g;
+  int64_t tokens;
+  std::vector<float> q_gate, k, v, q_norm, k_norm, inv_freq;
+
+  Sequence(Geometry geometry, int64_t count, uint64_t seed) : g(geometry), tokens(count) {
+    q_gate = normals(count * g.heads * 2 * g.head_dim, seed, 2.0);
+    k = normals(count * g.kv_heads * g.head_dim, seed + 1, 2.0);
+    v = normals(count * g.kv_heads * g.head_dim, seed + 2);
+    q_norm = normals(g.head_dim, 55, 0.3);
+    k_norm = normals(g.head_dim, 56, 0.3);
+    for (int64_t i = 0; i < g.rotary_dim / 2; ++i) {
+      inv_freq.push_back(static_cast<float>(std::pow(1e7, -2.0 * static_cast<double>(i) / static_cast<double>(g.rotary_dim))));
+    }
+  }
+};
+
+// Keys and values of `slots` sequences, full of NaN.
+struct Cache {
+  std::vector<uint16_t> k16, v16;
+  std::vector<float> k32, v32;
+  KvCache view;
+
+  Cache(const Geometry& g, KvType type, int64_t context, int64_t slots) {
+    const size_t size = static_cast<size_t>(slots * g.kv_heads * context * g.head_dim);
+    view = {.type = type, .k = nullptr, .v = nullptr, .kv_heads = g.kv_heads, .context = context, .head_dim = g.head_dim};
+    if (type == KvType::f16) {
+      k16.assign(size, 0x7e00);
+      v16.assign(size, 0x7e00);
+      view.k = k16.data();
+      view.v = v16.data();
+    } else {
+      k32.assign(size, NAN);
+      v32.assign(size, NAN);
+      view.k = k32.data();
+      view.v = v32.data();
+    }
+  }
+  std::vector<float> keys() const {
+    if (view.type == KvType::f32) return k32;
+    std::vector<float> out;
+    for (uint16_t bits : k16) out.push_back(f16_to_f32(bits));
+    return out;
+  }
+  std::vector<float> values() const {
+    if (view.type == KvType::f32) return v32;
+    std::vector<float> out;
+    for (uint16_t bits : v16) out.push_back(f16_to_f32(bits));
+    return out;
+  }
+};
+
+struct Output {
+  std::vector<float> q;
+  std::vector<float> y;
+};
+
+// One piece of a sequence: input into the cache, then attention (when `attend`) by the same backend.
+Output run_piece(Backend& backend, const Sequence& s, const Cache& cache, const Span& span) {
+  const int64_t size = s.g.heads * s.g.head_dim;
+  const int64_t kv = s.g.kv_heads * s.g.head_dim;
+  Guarded<float> q(span.tokens * size);
+  Guarded<float> y(span.tokens * size);
+  const float* q_gate = s.q_gate.data() + span.position * 2 * size;
+  backend.attention_input({.q = q.data(),
+                           .q_gate = q_gate,
+                           .k = s.k.data() + span.position * kv,
+                           .v = s.v.data() + span.position * kv,
+                           .q_norm = s.q_norm.data(),
+                           .k_norm = s.k_norm.data(),
+                           .inv_freq = s.inv_freq.data(),
+                           .heads = s.g.heads,
+                           .rotary_dim = s.g.rotary_dim,
+                           .eps = 1e-6f,
+                           .cache = cache.view,
+                           .spans = {&span, 1}});
+  backend.attention({.y = y.data(), .q = q.data(), .q_gate = q_gate, .heads = s.g.heads, .cache = cache.view, .spans = {&span, 1}});
+  EXPECT_TRUE(q.intact() && y.intact());
+  return {q.values(), y.values()};
+}
+
+Output run(Backend& backend, const Sequence& s, Cache* cache, const std::vector<int64_t>& pieces, int64_t slot = 0) {
+  Output out;
+  int64_t position = 0;
+  for (int64_t piece : pieces) {
+    const Output part = run_piece(backend, s, *cache, {.row = 0, .tokens = piece, .position = position, .slot = slot});
+    out.q.insert(out.q.end(), part.q.begin(), part.q.end());
+    out.y.insert(out.y.end(), part.y.begin(), part.y.end());
+    position += piece;
+  }
+  EXPECT_EQ(position, s.tokens);
+  return out;
+}
+
+class AttentionTest : public ::testing::TestWithParam<Isa> {
+ protected:
+  void SetUp() override {
+    if (!isa_supported(GetParam())) GTEST_SKIP() << "this machine has no " << isa_name(GetParam());
+    backend_ = make_cpu_backend(GetParam());
+    generic_ = make_cpu_backend(Isa::generic);
+    reference_ = make_backend("reference");
+  }
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Backend> generic_;
+  std::unique_ptr<Backend> reference_;
+};
+
+TEST_P(AttentionTest, InputAgreesWithTheReference) {
+  for (const Geometry& g : kGeometries) {
+    for (KvType type : {KvType::f32, KvType::f16}) {
+      const Sequence s(g, 19, 7);
+      Cache cache(g, type, 24, 1), generic_cache(g, type, 24, 1), reference_cache(g, type, 24, 1);
+      const Output out = run(*backend_, s, &cache, {19});
+      const Output expected = run(*reference_, s, &reference_cache, {19});
+      EXPECT_TRUE(same_bits(out.q, run(*generic_, s, &generic_cache, {19}).q));
+      EXPECT_EQ(cache.k16, generic_cache.k16);
+      EXPECT_EQ(cache.v16, generic_cache.v16);
+      EXPECT_EQ(cache.v16, reference_cache.v16);
+      // |x| / rms <= sqrt(head_dim), weights below 1 + 4 * 0.3; a rotated value has two such terms. Roundings: the norm as in
+      // RmsNorm, cosine, two products and a sum.
+      const double dim = static_cast<double>(g.head_dim);
+      const auto bound_of = [&](const std::vector<float>& values, const std::vector<float>& norm, double relative) {
+        std::vector<double> bound;
+        double weight = 0.0;
+        for (float w : norm) weight = std::max(weight, 1.0 + std::abs(static_cast<double>(w)));
+        for (size_t i = 0; i < values.size(); ++i) {
+          bound.push_back(2 * (0.5 * (dim / 16 + 6) + 10) * kEps * 4.5 * weight + relative * std::abs(values[i]));
+        }
+        return bound;
+      };
+      EXPECT_TRUE(within(out.q, expected.q, bound_of(expected.q, s.q_norm, 0.0)));
+      // Rows beyond the sequence stay untouched: NaN there, so compare row by row. A half has 11 bits: one unit may differ.
+      const std::vector<float> keys = cache.keys(), reference_keys = reference_cache.keys();
+      const std::vector<double> bound = bound_of(reference_keys, s.k_norm, type == KvType::f16 ? 0x1p-10 : 0.0);
+      const std::vector<float> values = cache.values(), reference_values = reference_cache.values();
+      for (int64_t h = 0; h < g.kv_heads; ++h) {
+        for (int64_t p = 0; p < 24; ++p) {
+          for (int64_t i = 0; i < g.head_dim; ++i) {
+            const size_t at = static_cast<size_t>((h * 24 + p) * g.head_dim + i);
+            if (p < 19) {
+              ASSERT_NEAR(keys[at], reference_keys[at], bound[at]);
+              ASSERT_EQ(values[at], reference_values[at]);
+            } else {
+              ASSERT_TRUE(std::isnan(keys[at]) && std::isnan(values[at]));
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(AttentionTest, AttentionAgreesWithTheReference) {
+  for (const Geometry& g : kGeometries) {
+    for (KvType type : {KvType::f32, KvType::f16}) {
+      const int64_t tokens = 37;
+      const Sequence s(g, tokens, 11);
+      Cache cache(g, type, tokens, 1);
+      // All backends read the cache and the queries that the reference wrote.
+      const Output input = run(*reference_, s, &cache, {tokens});
+      const Span span{.row = 0, .tokens = tokens, .position = 0, .slot = 0};
+      const auto attend = [&](Backend& backend) {
+        Guarded<float> y(tokens * g.heads * g.head_dim);
+        backend.attention({.y = y.data(),
+                           .q = input.q.data(),
+                           .q_gate = s.q_gate.data(),
+                           .heads = g.heads,
+                           .cache = cache.view,
+                           .spans = {&span, 1}});
+        EXPECT_TRUE(y.intact());
+        return y.values();
+      };
+      const std::vector<float> y = attend(*backend_);
+      EXPECT_TRUE(same_bits(y, attend(*generic_)));
+      const std::vector<float> keys = cache.keys(), values = cache.values();
+      std::vector<double> bound;
+      for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t h = 0; h < g.heads; ++h) {
+          const int64_t kv = h / (g.heads / g.kv_heads);
+          double score_size = 0.0;  // the largest sum |q||k| / sqrt(head_dim) of this token
+          double largest_value = 0.0;
+          for (int64_t p = 0; p <= t; ++p) {
+            double sum = 0.0;
+            for (int64_t i = 0; i < g.head_dim; ++i) {
+              const size_t at = static_cast<size_t>((kv * tokens + p) * g.head_dim + i);
+              sum += std::abs(static_cast<double>(input.q[(t * g.heads + h) * g.head_dim + i]) * keys[at]);
+              largest_value = std::max(largest_value, std::abs(static_cast<double>(values[at])));
+            }
+            score_size = std::max(score_size, sum / std::sqrt(static_cast<double>(g.head_dim)));
+          }
+          // A score is off by ds, so a weight by 2 ds and its exponential and the difference from the largest; then the sums over
+          // positions of weights and of values, two divisions and the gate.
+          const double ds = (static_cast<double>(g.head_dim) / 16 + 6) * kEps * score_size;
+          const double relative = 2 * ds + 2 * score_size * kEps + (4 + static_cast<double>(t + 1) * 1.1 + 6 + 4 + 6) * kEps;
+          for (int64_t i = 0; i < g.head_dim; ++i) bound.push_back(relative * largest_value);
+        }
+      }
+      EXPECT_TRUE(within(y, attend(*reference_), bound)) << g.heads << " heads of " << g.head_dim;
+    }
+  }
+}
+
+TEST_P(AttentionTest, AnyCuttingGivesTheSameBits) {
+  const std::vector<std::vector<int64_t>> cuttings = {
+      std::vector<int64_t>(35, 1), {16, 16, 3}, {1, 2, 3, 4, 5, 6, 7, 7}, {34, 1}, {0, 20, 0, 15}};
+  for (const Geometry& g : kGeometries) {
+    for (KvType type : {KvType::f32, KvType::f16}) {
+      const Sequence s(g, 35, 13);
+      Cache cache(g, type, 40, 2);
+      const Output whole = run(*backend_, s, &cache, {35}, 1);
+      for (const std::vector<int64_t>& pieces : cuttings) {
+        Cache other(g, type, 64, 3);
+        const Output cut = run(*backend_, s, &other, pieces, 2);
+        ASSERT_TRUE(same_bits(cut.q, whole.q));
+        ASSERT_TRUE(same_bits(cut.y, whole.y));
+      }
+    }
+  }
+}
+
+TEST_P(AttentionTest, SequencesOfABatchDoNotMeet) {
+  const Geometry g{4, 2, 32, 8};
+  const Sequence a(g, 9, 17);
+  const Sequence b(g, 12, 18);
+  Cache alone_a(g, KvType::f16, 16, 1), alone_b(g, KvType::f16, 16, 1), together(g, KvType::f16, 16, 3);
+  const Output expected_a = run(*backend_, a, &alone_a, {9});
+  const Output expected_b = run(*backend_, b, &alone_b, {12});
+  // Rows 0-11 are b in slot 0, rows 12-20 a in slot 2.
+  const std::array<Span, 2> spans = {Span{.row = 12, .tokens = 9, .position = 0, .slot = 2},
+                                     Span{.row = 0, .tokens = 12, .position = 0, .slot = 0}};
+  const auto joined = [](std::vector<float> first, const std::vector<float>& second) {
+    first.insert(first.end(), second.begin(), second.end());
+    return first;
+  };
+  const std::vector<float> q_gate = joined(b.q_gate, a.q_gate), k = joined(b.k, a.k), v = joined(b.v, a.v);
+  std::vector<float> q(static_cast<size_t>(21 * g.heads * g.head_dim)), y(q.size());
+  backend_->attention_input({.q = q.data(),
+                             .q_gate = q_gate.data(),
+                             .k = k.data(),
+                             .v = v.data(),
+                             .q_norm = a.q_norm.data(),
+                             .k_norm = a.k_norm.data(),
+                             .inv_freq = a.inv_freq.data(),
+                             .heads = g.heads,
+                             .rotary_dim = g.rotary_dim,
+                             .eps = 1e-6f,
+                             .cache = together.view,
+                             .spans = {spans.data(), 2}});
+  backend_->attention({.y = y.data(),
+                       .q = q.data(),
+                       .q_gate = q_gate.data(),
+                       .heads = g.heads,
+                       .cache = together.view,
+                       .spans = {spans.data(), 2}});
+  EXPECT_TRUE(same_bits(q, joined(expected_b.q, expected_a.q)));
+  EXPECT_TRUE(same_bits(y, joined(expected_b.y, expected_a.y)));
+}
+
+INSTANTIATE_TEST_SUITE_P(Isas, AttentionTest, ::testing::Values(Isa::generic, Isa::avx2, Isa::avx512),
+                         [](const auto& info) { return isa_test_name(info.param); });
+
+}  // namespace
+}  // namespace pq
