@@ -17,8 +17,6 @@ shift $(($# < 4 ? $# : 4))
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 bin=${PQ_BIN:-$root/build/bin}
-# shellcheck source=scripts/mpi_env.sh
-. "$root/scripts/mpi_env.sh"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -37,7 +35,8 @@ row() {
   local title=$1 result=$work/result.json base=$work/base.nll compare=() difference="—"
   shift
   if [ -e "$base" ]; then compare=(--compare-nll "$base"); else compare=(--nll-out "$base"); fi
-  ranks "$np" "$bin/pq-ppl" -m "$model" -f "$text" --protocol "$protocol" --json "${compare[@]}" "$@" >"$result"
+  "$root/launch/pq" -np "$np" "$bin/pq-ppl" -m "$model" -f "$text" --protocol "$protocol" --json "${compare[@]}" "$@" \
+    >"$result" 2>"$work/log" || { local code=$?; cat "$work/log" >&2; exit "$code"; }
   [ -n "${base_perplexity:-}" ] || base_perplexity=$(field perplexity "$result")
   if [ "${compare[0]}" = --compare-nll ]; then
     difference=$(LC_ALL=C printf '%+.5f ± %.5f' "$(field difference "$result")" "$(field difference_error "$result")")
@@ -53,7 +52,7 @@ row() {
 header() {
   local result=$work/result.json
   echo "Protocol $(field protocol "$result"), $(field scored_tokens "$result") tokens scored in $(field windows "$result") windows," \
-    "activations $(field activations "$result"), text sha256 $(field text_sha256 "$result" | cut -c 1-16)…"
+    "activations $(field activations "$result") for PQ weights, text sha256 $(field text_sha256 "$result" | cut -c 1-16)…"
   echo
   echo "| weights | perplexity | Δ | Δ mean NLL, paired | bits per weight | MB |"
   echo "|---|---|---|---|---|---|"
