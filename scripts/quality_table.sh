@@ -26,8 +26,17 @@ field() {
   if command -v jq >/dev/null; then
     jq -r --arg name "$1" '.[$name]' "$2"
   else
-    sed -n "s/^ *\"$1\": *\"\{0,1\}\([^\",]*\)\"\{0,1\},\{0,1\}\$/\1/p" "$2"
+    sed -n -e "s/^ *\"$1\": \"\(.*\)\",\{0,1\}\$/\1/p" -e "s/^ *\"$1\": \([^\",]*\),\{0,1\}\$/\1/p" "$2"
   fi
+}
+
+header() {
+  local result=$work/result.json
+  echo "Protocol $(field protocol "$result"), $(field scored_tokens "$result") tokens scored in $(field windows "$result") windows," \
+    "activations $(field activations "$result") for PQ weights, text sha256 $(field text_sha256 "$result" | cut -c 1-16)…"
+  echo
+  echo "| weights | perplexity | Δ | Δ mean NLL, paired | bits per weight | MB |"
+  echo "|---|---|---|---|---|---|"
 }
 
 # row TITLE FLAGS...: the first row is the base of the differences.
@@ -47,15 +56,6 @@ row() {
     -v bits="$(field bits_per_weight "$result")" -v bytes="$(field model_bytes "$result")" 'BEGIN {
       printf "| %s | %.4f | %s | %s | %.3f | %.1f |\n", title, ppl, ppl == base ? "—" : sprintf("%+.4f", ppl - base), difference, bits, bytes / 1e6
     }'
-}
-
-header() {
-  local result=$work/result.json
-  echo "Protocol $(field protocol "$result"), $(field scored_tokens "$result") tokens scored in $(field windows "$result") windows," \
-    "activations $(field activations "$result") for PQ weights, text sha256 $(field text_sha256 "$result" | cut -c 1-16)…"
-  echo
-  echo "| weights | perplexity | Δ | Δ mean NLL, paired | bits per weight | MB |"
-  echo "|---|---|---|---|---|---|"
 }
 
 row "BF16" --format bf16 "$@"
