@@ -13,7 +13,7 @@ namespace pq {
 struct ExportJob {
   std::string store;
   std::string destination;                // absent or empty, or `force`
-  std::vector<TensorSpec> specs;          // of the store's model
+  std::vector<TensorSpec> specs{};        // of the store's model
   int64_t file_bytes = int64_t{5} << 30;  // a file is closed before it grows beyond this
   bool force = false;
 };

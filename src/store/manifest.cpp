@@ -22,6 +22,9 @@ constexpr int64_t kMaxDimension = int64_t{1} << 40;
 constexpr int64_t kMaxPieces = 1 << 16;
 constexpr int64_t kMaxShards = 1 << 16;
 constexpr const char* kPlaneNames[kPlanes] = {"data", "scales", "zeros"};
+// The last member of manifest.json is the XXH3-64 of all text before its comma.
+constexpr const char* kSealMark = ",\n \"xxh3\": \"";
+constexpr const char* kSealEnd = "\"\n}\n";
 
 const char* split_name(Split split) { return split == Split::rows ? "rows" : split == Split::cols ? "cols" : "replicated"; }
 
@@ -178,9 +181,13 @@ TensorRecord parse_tensor(const json& value, const std::map<std::string, Codeboo
   record.squared_error = json_number(value, "squared_error", where);
   record.squared_norm = json_number(value, "squared_norm", where);
   record.source_hash = parse_hex64(json_member(value, "source_xxh3", where), where + ": source_xxh3");
-  for (int plane = 0; plane < kPlanes; ++plane)
-    if (piece_bytes(spec, record.encoding, plane) > 0)
+  for (int plane = 0; plane < kPlanes; ++plane) {
+    if (piece_bytes(spec, record.encoding, plane) > 0) {
       record.planes[plane] = parse_plane(value, plane, record, shard->second.bytes, where);
+    } else if (value.contains(kPlaneNames[plane])) {
+      throw Error(ErrorKind::input, fmt::format("{} has a plane \"{}\", format {} has none", where, kPlaneNames[plane], format));
+    }
+  }
   return record;
 }
 
@@ -192,6 +199,13 @@ ShardRecord parse_shard(const json& value, int64_t index, const std::string& pat
     throw Error(ErrorKind::input, fmt::format("{} is the file \"{}\", not {}", where, shard.file, shard_file_name(index)));
   shard.bytes = json_integer(value, "bytes", where, 0, INT64_MAX);
   return shard;
+}
+
+void check_seal(const std::string& text, const std::string& path) {
+  const size_t at = text.rfind(kSealMark);
+  if (at == std::string::npos || seal_manifest(text.substr(0, at) + "\n}") != text)
+    throw Error(ErrorKind::input,
+                path + " does not match its own checksum: damaged or edited; make the store again or copy it again");
 }
 
 // No two planes of a file may share a byte: such a manifest was not made by a writer of this format.
@@ -242,7 +256,13 @@ std::string manifest_text(const Manifest& manifest) {
   for (const ShardRecord& shard : manifest.shards) root["shards"].push_back({{"file", shard.file}, {"bytes", shard.bytes}});
   root["tensors"] = ordered_json::array();
   for (const TensorRecord& tensor : manifest.tensors) root["tensors"].push_back(tensor_json(tensor));
-  return root.dump(1) + "\n";
+  return seal_manifest(root.dump(1));
+}
+
+std::string seal_manifest(const std::string& json) {
+  require(json.size() > 2 && json.compare(json.size() - 2, 2, "\n}") == 0, "manifest: an object dumped with indentation is sealed");
+  const std::string body = json.substr(0, json.size() - 2);
+  return body + kSealMark + hex64(xxh3(body.data(), static_cast<int64_t>(body.size()))) + kSealEnd;
 }
 
 Manifest parse_manifest(const std::string& text, const std::string& path) {
@@ -256,6 +276,7 @@ Manifest parse_manifest(const std::string& text, const std::string& path) {
   if (major > kStoreMajor)
     throw Error(ErrorKind::input, fmt::format("{} is of store version {}.{}, this program reads up to {}.x; use a newer pq", path,
                                               major, minor, kStoreMajor));
+  check_seal(text, path);
   json_integer(root, "block", path, kBlock, kBlock);
 
   Manifest manifest;

@@ -69,10 +69,13 @@ struct ShardNote {
 std::string codebook_key(const Codebook& codebook);
 
 std::string manifest_text(const Manifest& manifest);
+// Adds the checksum of the text as the last member. json: an object dumped with an indentation of one.
+std::string seal_manifest(const std::string& json);
 std::string shard_note_text(const ShardNote& note);
 
-// Throw ErrorKind::input naming path, tensor and field. Checked: format and version, types and ranges of every field, sizes against
-// shape and encoding with overflow checks, planes inside their file, none overlapping another, checksums for every piece.
+// Throw ErrorKind::input naming path, tensor and field. Checked: format and version, the text's own checksum, types and ranges of
+// every field, sizes against shape and encoding with overflow checks, planes inside their file, none overlapping another, checksums
+// for every piece.
 Manifest parse_manifest(const std::string& text, const std::string& path);
 ShardNote parse_shard_note(const std::string& text, const std::string& path);
 

@@ -23,12 +23,12 @@ namespace pq {
 struct StoreJob {
   std::string source;       // checkpoint directory
   std::string destination;  // store directory; all ranks see the same one
-  std::vector<TensorSpec> specs;
-  Recipe recipe;
+  std::vector<TensorSpec> specs{};
+  Recipe recipe{};
   bool force = false;  // replace a store, finished or not, that was made otherwise
 };
 
-// Runs a step on all ranks so that all learn of a failure: Session::agree, or a plain call where exceptions wake the other ranks.
+// Runs a step on all ranks and returns when all have done it, so that all learn of a failure: Session::agree.
 using Agree = std::function<void(const std::string& where, const std::function<void()>& work)>;
 
 struct ClassReport {

@@ -82,6 +82,8 @@ SafetensorsFile SafetensorsFile::open(const std::string& path) {
   for (const auto& [name, value] : root.items()) {
     if (static_cast<int64_t>(name.size()) > kMaxSafetensorsNameBytes)
       bad(path, fmt::format("a tensor name of {} bytes, at most {} are read", name.size(), kMaxSafetensorsNameBytes));
+    if (std::any_of(name.begin(), name.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }))
+      bad(path, fmt::format("the tensor name {} holds a control character", json(name).dump()));
     if (name == "__metadata__") {
       if (!value.is_object()) bad(path, "__metadata__ is not an object");
       for (const auto& [key, text] : value.items()) {

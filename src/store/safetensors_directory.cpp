@@ -26,8 +26,8 @@ std::map<std::string, std::string> read_weight_map(const std::string& path) {
     if (!file.is_string()) throw Error(ErrorKind::input, fmt::format("{}: the file of \"{}\" is not a string", path, tensor));
     const std::string name = file.get<std::string>();
     if (!is_plain_file_name(name))
-      throw Error(ErrorKind::input,
-                  fmt::format("{}: \"{}\" is said to be in \"{}\", which is not a plain file name", path, tensor, name));
+      throw Error(ErrorKind::input, fmt::format("{}: {} is said to be in {}, which is not a plain file name", path,
+                                                nlohmann::json(tensor).dump(), file.dump()));
     files[tensor] = name;
   }
   return files;

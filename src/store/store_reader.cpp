@@ -23,6 +23,10 @@ bool is_store(const std::string& directory) { return path_exists(directory + "/"
 
 StoreReader::StoreReader(const std::string& directory, bool verify) : directory_(directory), verify_(verify) {
   const std::string path = directory + "/" + kManifestName;
+  if (!path_exists(path))
+    throw Error(ErrorKind::input, path_exists(directory + "/job.json")
+                                      ? directory + " is an unfinished store; run the same pq-quantize again to finish it"
+                                      : directory + " holds no " + kManifestName + ", so it is no store");
   manifest_ = parse_manifest(read_text_file(path, kMaxManifestBytes), path);
   for (const TensorRecord& record : manifest_.tensors) by_name_[record.spec.name] = &record;
   for (const ShardRecord& shard : manifest_.shards) {

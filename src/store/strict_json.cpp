@@ -21,7 +21,7 @@ json parse_strict_json(std::string_view text, const std::string& path) {
     if (event == json::parse_event_t::object_start) keys.emplace_back();
     if (event == json::parse_event_t::object_end) keys.pop_back();
     if (event == json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second)
-      throw Error(ErrorKind::input, fmt::format("{} repeats the key \"{}\"", path, parsed.get<std::string>()));
+      throw Error(ErrorKind::input, fmt::format("{} repeats the key {}", path, parsed.dump()));
     return true;
   };
   try {
