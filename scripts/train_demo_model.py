@@ -2,7 +2,8 @@
 
     python scripts/train_demo_model.py --out tests/data/demo
 
-makes the stories (demo_stories.py), the tokenizer, the weights, eval.txt, loss.csv and metrics.json with fixed seeds.
+makes the stories (demo_stories.py), the tokenizer, the weights, eval.txt and loss.csv with fixed seeds, and
+prints the perplexities of eval.txt.
 Environment: Python 3.11 or newer with PyTorch, transformers (one that has Qwen3_5ForCausalLM), tokenizers
 and jinja2 from PyPI; no network and no GPU are needed. torch.compile needs a C++ compiler. Training runs on the
 CPU and resumes from --checkpoint when that file exists.
@@ -13,11 +14,13 @@ import json
 import math
 import random
 import struct
+import tempfile
 import time
 from pathlib import Path
 
 import jinja2
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import transformers.models.qwen3_5.modeling_qwen3_5 as qwen
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -178,21 +181,63 @@ class Rows:
         return torch.tensor([self.row(length) for _ in range(count)])
 
 
+def delta_rule(query, key, value, g, beta, chunk_size=64, use_qk_l2norm_in_kernel=True, **_):
+    """The chunked gated delta rule of a sequence from the zero state, with the unit-triangular system inverted by
+    repeated squaring. The sequence length must be a multiple of the chunk size."""
+    batch, length, heads, dim = value.shape
+    chunks, c = length // chunk_size, chunk_size
+    with torch.autocast("cpu", enabled=False):
+        query, key = (qwen.l2norm(x.float(), dim=-1, eps=1e-6) for x in (query, key))
+        query = query * query.shape[-1] ** -0.5
+        shape = (batch, chunks, c, heads)
+        total = g.float().view(shape).permute(0, 3, 1, 2).cumsum(-1)
+        beta = beta.float().view(shape).permute(0, 3, 1, 2)
+        value = value.float().view(*shape, dim).permute(0, 3, 1, 2, 4).contiguous()
+        query, key = (x.view(batch, chunks, c, *x.shape[2:]).permute(0, 3, 1, 2, 4).contiguous() for x in (query, key))
+        mask = torch.ones(c, c, dtype=torch.bool).triu(1)
+        decay = (total.unsqueeze(-1) - total.unsqueeze(-2)).masked_fill(mask, -1e30).exp()
+        group = heads // key.shape[1]
+        inner = (key @ key.mT).repeat_interleave(group, dim=1)
+        reads = (query @ key.mT).repeat_interleave(group, dim=1) * decay
+        query, key = (x.repeat_interleave(group, dim=1) for x in (query, key))
+        power = -(inner * decay * beta.unsqueeze(-1)).tril(-1)
+        inverse = torch.eye(c) + power
+        for _ in range(int(math.log2(c)) - 1):
+            power = power @ power
+            inverse = inverse + inverse @ power
+        growth = total.exp().unsqueeze(-1)
+        new = inverse @ (value * beta.unsqueeze(-1))
+        seen = inverse @ (key * (beta.unsqueeze(-1) * growth))
+        query = query * growth
+        key = key * (total[..., -1:] - total).exp().unsqueeze(-1)
+        carry = growth[..., -1:, :]
+        state = torch.zeros(batch, heads, key.shape[-1], dim)
+        outputs = []
+        for q, k, n, s, r, a in zip(*(x.unbind(2) for x in (query, key, new, seen, reads, carry))):
+            n = n - s @ state
+            outputs.append(q @ state + r @ n)
+            state = state * a + k.mT @ n
+        output = torch.stack(outputs, dim=2).permute(0, 2, 3, 1, 4)
+    return output.reshape(batch, length, heads, dim), None
+
+
 def shifted_conv(x, weight, bias=None, activation=None, **_):
     """The causal depthwise convolution as a sum of shifted products."""
-    length, taps = x.shape[-1], weight.shape[-1]
-    x = F.pad(x, (taps - 1, 0))
-    return F.silu(sum(x[:, :, j:j + length] * weight[:, j, None] for j in range(taps)))
+    x, taps = x.transpose(1, 2), weight.shape[-1]
+    length = x.shape[1]
+    x = F.pad(x, (0, 0, taps - 1, 0))
+    return F.silu(sum(x[:, j:j + length] * weight[:, j] for j in range(taps))).transpose(1, 2)
 
 
 def build_model(seed):
-    """The model with its initial weights."""
+    """The model with its initial weights. Queries start equal to keys, the output projections of the mixers as a
+    multiple of the transposed value projections and the head as a multiple of the embedding: copying is learnt early."""
     torch.manual_seed(seed)
     model = Qwen3_5ForCausalLM(Qwen3_5TextConfig(**TEXT_CONFIG, tie_word_embeddings=False)).float()
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name.endswith("A_log"):
-                p.copy_(torch.linspace(0.0, math.log(16.0), p.numel()))
+                p.copy_(torch.linspace(math.log(0.25), math.log(8.0), p.numel()))
             elif name.endswith("dt_bias"):
                 dt = torch.exp(torch.empty_like(p).uniform_(math.log(0.001), math.log(0.1)))
                 p.copy_(dt + torch.log(-torch.expm1(-dt)))
@@ -202,99 +247,130 @@ def build_model(seed):
             elif name.endswith("embed_tokens.weight"):
                 p.normal_(0.0, 0.5)
             elif name.endswith("lm_head.weight"):
-                p.normal_(0.0, 0.02)
+                p.copy_(0.04 * model.model.embed_tokens.weight)
             elif p.dim() == 2:
-                out = name.endswith(("o_proj.weight", "out_proj.weight", "down_proj.weight"))
-                p.normal_(0.0, (0.2 if out else 0.7) / math.sqrt(p.shape[1]))
+                p.normal_(0.0, (0.2 if name.endswith("down_proj.weight") else 0.7) / math.sqrt(p.shape[1]))
+        for layer in model.model.layers:
+            if hasattr(layer, "linear_attn"):
+                mixer = layer.linear_attn
+                rows, width = mixer.in_proj_qkv.weight, mixer.key_dim
+                rows[:width] = rows[width:2 * width]
+                mixer.conv1d.weight[:width] = mixer.conv1d.weight[width:2 * width]
+                mixer.out_proj.weight.copy_(0.2 * rows[2 * width:].T)
+            else:
+                mixer = layer.self_attn
+                value = mixer.v_proj.weight.view(-1, mixer.head_dim, TEXT_CONFIG["hidden_size"])
+                value = value.repeat_interleave(mixer.num_key_value_groups, dim=0).flatten(0, 1)
+                mixer.o_proj.weight.copy_(0.2 * value.T)
+                key = mixer.k_proj.weight.view(-1, mixer.head_dim, TEXT_CONFIG["hidden_size"])
+                query = mixer.q_proj.weight.view(-1, 2 * mixer.head_dim, TEXT_CONFIG["hidden_size"])
+                query[:, :mixer.head_dim] = key.repeat_interleave(mixer.num_key_value_groups, dim=0)
     return model
 
 
 def optimizers(model, rate):
-    """Muon for the large matrices, AdamW for the rest."""
-    large, small, plain = [], [], []
+    """Muon for the large matrices, AdamW for the rest; each group keeps its own base rate."""
+    groups = {"large": [], "embed_tokens": [], "lm_head": [], "in_proj": [], "plain": []}
     for name, p in model.named_parameters():
-        if p.dim() == 2 and not name.endswith(("embed_tokens.weight", "lm_head.weight", "in_proj_a.weight",
-                                               "in_proj_b.weight")):
-            large.append(p)
-        else:
-            (small if p.dim() == 2 else plain).append(p)
-    muon = torch.optim.Muon(large, lr=rate, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw")
-    adam = torch.optim.AdamW([{"params": small, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
-                             lr=rate, betas=(0.9, 0.95), eps=1e-10)
+        key = next((k for k in ("embed_tokens", "lm_head") if k in name), "plain")
+        if name.endswith(("in_proj_a.weight", "in_proj_b.weight")):
+            key = "in_proj"
+        elif p.dim() == 2 and key == "plain":
+            key = "large"
+        groups[key].append(p)
+    muon = torch.optim.Muon([{"params": groups["large"], "base": 2.0 * rate}], lr=rate, weight_decay=0.05,
+                            momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    adam = torch.optim.AdamW([{"params": groups["embed_tokens"], "base": 10.0 * rate},
+                              {"params": groups["lm_head"], "base": 1.5 * rate},
+                              {"params": groups["in_proj"], "base": 3.0 * rate},
+                              {"params": groups["plain"], "base": 3.0 * rate}],
+                             lr=rate, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0)
     return [muon, adam]
 
 
-def rate_at(step, steps, warmup=60):
-    """Warm-up, then a cosine down to 2 %."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+def rate_at(step, steps, decay, warmup=40):
+    """Warm-up, a constant, and a linear decay to 2 % over the last steps."""
+    return min(1.0, (step + 1) / warmup, 0.02 + 0.98 * (steps - step) / decay)
 
 
 def fast_kernels(chunk):
-    """Replaces the reference kernels by mathematically identical ones; returns a function that restores them."""
-    saved = qwen.torch_chunk_gated_delta_rule, qwen.causal_conv1d_fn
-    qwen.torch_chunk_gated_delta_rule = lambda *a, **k: saved[0](*a, **{**k, "chunk_size": chunk})
+    """Replaces the reference kernels of this process by mathematically identical ones."""
+    qwen.torch_chunk_gated_delta_rule = lambda *a, **k: delta_rule(*a, **{**k, "chunk_size": chunk})
     qwen.causal_conv1d_fn = shifted_conv
 
-    def restore():
-        qwen.torch_chunk_gated_delta_rule, qwen.causal_conv1d_fn = saved
-    return restore
+
+def average_gradients(model, workers):
+    """Replaces each gradient by its mean over the workers."""
+    if workers > 1:
+        grads = [p.grad for p in model.parameters()]
+        flat = torch._utils._flatten_dense_tensors(grads)
+        dist.all_reduce(flat)
+        for grad, mean in zip(grads, torch._utils._unflatten_dense_tensors(flat / workers, grads)):
+            grad.copy_(mean)
 
 
-def train(args, out):
-    """Trains for args.steps steps; the last args.long_steps of them use rows of args.long_length tokens."""
+def train(rank, args):
+    """One worker's part of args.steps steps; the last args.long_steps of them use rows of args.long_length tokens."""
+    torch.set_num_threads(args.threads)
+    out, checkpoint = Path(args.out), Path(args.checkpoint)
+    if args.workers > 1:
+        dist.init_process_group("gloo", init_method=args.meeting, rank=rank, world_size=args.workers)
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
     model = build_model(args.seed)
     opts = optimizers(model, args.rate)
     start, log = 0, []
-    checkpoint = Path(args.checkpoint)
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=False)
         model.load_state_dict(state["model"])
         for opt, saved in zip(opts, state["opts"]):
             opt.load_state_dict(saved)
         start, log = state["step"], state["log"]
-    restore = fast_kernels(32)
+    fast_kernels(32)
+    plain = [layer.forward for layer in model.model.layers]
     if args.compile:
         torch._dynamo.config.recompile_limit = 64
         for layer in model.model.layers:
             layer.forward = torch.compile(layer.forward, dynamic=False)
     model.train()
-    clock, seen = time.time(), 0
+    clock = time.time()
     for step in range(start, args.steps):
         long = step >= args.steps - args.long_steps
+        if long:
+            for layer, forward in zip(model.model.layers, plain):
+                layer.forward = forward
         length = args.long_length if long else args.length
-        batch = Rows(tokenizer, TRAIN_SEED * 1000003 + step).batch(args.tokens // length, length)
+        rows = Rows(tokenizer, (TRAIN_SEED * 1000003 + step) * args.workers + rank)
+        batch = rows.batch(max(1, args.tokens // (length * args.workers)), length)
         for opt in opts:
             for group in opt.param_groups:
-                group["lr"] = args.rate * rate_at(step, args.steps)
+                group["lr"] = group["base"] * rate_at(step, args.steps, args.decay_steps)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(input_ids=batch[:, :-1], use_cache=False).logits
         loss = F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
         loss.backward()
+        average_gradients(model, args.workers)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for opt in opts:
             opt.step()
             opt.zero_grad(set_to_none=True)
-        seen += batch.shape[0] * length
-        log.append((step, (step + 1) * args.tokens, round(loss.item(), 4)))
-        if step % 20 == 0 or step + 1 == args.steps:
-            speed = seen / (time.time() - clock)
-            print(f"step {step} loss {loss.item():.4f} norm {norm:.2f} tok/s {speed:.0f}", flush=True)
-            clock, seen = time.time(), 0
-        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+        tokens = (log[-1][1] if log else 0) + batch.shape[0] * length * args.workers
+        log.append((step + 1, tokens, round(loss.item(), 4)))
+        if rank == 0 and (step + 1) % 20 == 0:
+            mean = sum(p[2] for p in log[-20:]) / 20
+            print(f"step {step + 1} loss {mean:.4f} norm {norm:.2f} {time.time() - clock:.0f} s", flush=True)
+        if rank == 0 and ((step + 1) % args.save_every == 0 or step + 1 == args.steps):
             torch.save({"model": model.state_dict(), "opts": [o.state_dict() for o in opts], "step": step + 1,
-                        "log": log}, checkpoint)
-    restore()
-    with open(out / "loss.csv", "w", encoding="utf-8") as file:
+                        "log": log}, str(checkpoint) + ".new")
+            Path(str(checkpoint) + ".new").replace(checkpoint)
+
+
+def write_losses(log, path):
+    """The mean training loss of each 50 steps."""
+    with open(path, "w", encoding="utf-8") as file:
         file.write("step,tokens,loss\n")
         for i in range(0, len(log), 50):
             part = log[i:i + 50]
-            file.write(f"{part[-1][0] + 1},{part[-1][1]},{sum(p[2] for p in part) / len(part):.4f}\n")
-    fresh = build_model(args.seed)
-    fresh.load_state_dict(model.state_dict())
-    return fresh.eval()
+            file.write(f"{part[-1][0]},{part[-1][1]},{sum(p[2] for p in part) / len(part):.4f}\n")
 
 
 def published(model):
@@ -427,32 +503,35 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, help="directory to write")
     parser.add_argument("--checkpoint", default="demo_checkpoint.pt", help="state to resume from and to save")
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--long-steps", type=int, default=400)
-    parser.add_argument("--tokens", type=int, default=4096, help="tokens per step")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--decay-steps", type=int, default=400)
+    parser.add_argument("--long-steps", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens per step over all workers")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--long-length", type=int, default=2048)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--save-every", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes that share each step")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each worker")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--export-only", action="store_true", help="write and measure the checkpoint as it is")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     out = Path(args.out)
     floor = make_files(out)
-    if args.export_only:
-        model = build_model(args.seed)
-        if Path(args.checkpoint).exists():
-            model.load_state_dict(torch.load(args.checkpoint, weights_only=False)["model"])
-        model.eval()
-    else:
-        model = train(args, out)
+    if not args.export_only:
+        with tempfile.TemporaryDirectory() as folder:
+            args.meeting = f"file://{folder}/meeting"
+            torch.multiprocessing.spawn(train, args=(args,), nprocs=args.workers)
+    torch.set_num_threads(args.threads)
+    model = build_model(args.seed)
+    if Path(args.checkpoint).exists():
+        state = torch.load(args.checkpoint, weights_only=False)
+        model.load_state_dict(state["model"])
+        write_losses(state["log"], out / "loss.csv")
+    model.eval()
     export(model, out)
-    result = measure(model, out, floor)
-    write_json(out / "metrics.json", result)
-    print(json.dumps(result, indent=4))
+    print(json.dumps(measure(model, out, floor), indent=4))
 
 
 if __name__ == "__main__":
