@@ -10,6 +10,7 @@ without the logits showing it, or when transformers disagrees with itself. Needs
 """
 
 import argparse
+import hashlib
 import math
 import os
 from pathlib import Path
@@ -96,6 +97,11 @@ def write(path, tokens, positions, logits, prefill, more=None, metadata=None):
     save_file(tensors, path, metadata={"prefill": str(prefill), **(metadata or {})})
 
 
+def weights_digest(directory):
+    """SHA-256 over the shards in name order: tells a golden of other weights from a wrong forward pass."""
+    return hashlib.sha256(b"".join(f.read_bytes() for f in sorted(directory.glob("model*.safetensors")))).hexdigest()
+
+
 def text(values):
     return " ".join(f"{v:.4f}" for v in values.tolist())
 
@@ -136,7 +142,7 @@ def make_demo():
     write(DATA / "golden" / "demo.safetensors", tokens, torch.arange(1, len(tokens), 2), logits, DEMO_PREFILL,
           more={"windows": windows.to(torch.int32).contiguous()},
           metadata={"windows_nll": f"{nll.mean().item():.9f}", "windows_perplexity": f"{nll.mean().exp().item():.9f}",
-                    "windows_scored": str(nll.numel())})
+                    "windows_scored": str(nll.numel()), "weights_sha256": weights_digest(directory)})
     print(f"demo: logits std {logits.std():.2f}, chunked - recurrent {difference:.1e}, perplexity {nll.mean().exp().item():.6f} "
           f"over {nll.numel()} tokens")
 

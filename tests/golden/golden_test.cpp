@@ -3,6 +3,8 @@
 // Coded weights are left to coded_test.cpp.
 #include <ostream>
 
+#include "base/file.h"
+#include "base/hash.h"
 #include "base/random.h"
 #include "golden/golden_model.h"
 
@@ -128,6 +130,15 @@ TEST_P(TinyModels, HalfPrecisionCacheStaysNearTheOracle) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Golden, TinyModels, testing::ValuesIn(kTinyModels), case_name);
+
+TEST(DemoModel, GoldenBelongsToTheseWeights) {
+  const Golden golden = demo_golden();
+  const SafetensorsDirectory directory = SafetensorsDirectory::open(golden.model);
+  std::string shards;
+  for (const auto& file : directory.files()) shards += read_text_file(file->file().path(), 1 << 26);
+  EXPECT_EQ(sha256_hex(shards.data(), static_cast<int64_t>(shards.size())), golden.metadata.at("weights_sha256"))
+      << "the demo model was trained again: run scripts/make_goldens.py demo";
+}
 
 TEST(DemoModel, LogitsMatchTheOracleWithTheSameBitsAtEveryRankCount) {
   const Golden golden = demo_golden();
