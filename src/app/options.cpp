@@ -72,10 +72,12 @@ std::string suggestion(const CLI::App& app, const std::string& word) {
   int64_t best = std::max<int64_t>(2, static_cast<int64_t>(word.size()) / 3) + 1;
   for (const CLI::Option* option : app.get_options()) {
     for (const std::string& name : option->get_lnames()) {
-      const int64_t distance = edit_distance(word, "--" + name);
+      const std::string known = "--" + name;
+      const bool abbreviated = word.size() > 3 && (known.rfind(word, 0) == 0 || word.rfind(known, 0) == 0);
+      const int64_t distance = abbreviated ? 1 : edit_distance(word, known);
       if (distance < best) {
         best = distance;
-        nearest = "--" + name;
+        nearest = known;
       }
     }
   }

@@ -208,7 +208,7 @@ int run(Session& session, int argc, char** argv) {
       if (session.rank() == 0) report = plan_report(o.model, ranks, o.text.json);
     });
   }
-  if (!report.empty()) {
+  if (o.plan || !report.empty()) {
     if (session.rank() == 0) std::fputs(report.c_str(), stdout);
     return 0;
   }
@@ -218,10 +218,10 @@ int run(Session& session, int argc, char** argv) {
   session.agree("the text files of the model", [&] {
     if (session.rank() == 0) text = prepare_text(o, model);
   });
+  load_model(session, &model);
   log_once(fmt::format("{}, {} {} ({}), {}; {}, {:.3f} bits per weight", model.backend->name(), session.ranks(),
                        session.ranks() == 1 ? "rank" : "ranks", session.comm().name(), model_text(model.config),
                        model.source->description(), bits_per_weight(model.config, *model.source)));
-  load_model(session, &model);
   const std::vector<RankMemory> memory = gather_memory(session, model);
   log_memory(memory, model.load_seconds);
   if (session.rank() == 0) {

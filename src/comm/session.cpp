@@ -139,6 +139,14 @@ void Session::abort(int code) {
   std::_Exit(code);
 }
 
+void Session::end_together(int code) {
+  if (impl_->rank == 0) abort(code);
+  std::fflush(nullptr);
+  // The launcher ends this rank within milliseconds.
+  sleep(10);
+  std::_Exit(code);
+}
+
 void Session::agree(const std::string& where, const std::function<void()>& work) {
   int kind = 0;
   std::string message;
@@ -216,10 +224,10 @@ int run_program(const std::string& program, int argc, char** argv, const std::fu
       log_line(std::string("cannot write standard output: ") + std::strerror(errno));
       return static_cast<int>(ErrorKind::io);
     } catch (const AgreedError& error) {
-      // Every rank is here: the line goes out before rank 0 lets the others finalise.
+      // Every rank is here. Were they all to finalise and return the code, mpirun would take each for a failure and wait for its
+      // kill timeout (1 to 60 s), so rank 0 ends the job.
       if (session.rank() == 0) log_line(error.what());
-      std::fflush(nullptr);
-      return error.exit_code();
+      session.end_together(error.exit_code());
     } catch (const Error& error) {
       code = error.exit_code();
       line = error.what();
@@ -234,8 +242,7 @@ int run_program(const std::string& program, int argc, char** argv, const std::fu
       line = "internal error: an exception of unknown type";
     }
     log_line(line);
-    if (session.ranks() > 1) session.abort(code);
-    return code;
+    session.abort(code);
   } catch (const Error& error) {
     // Only a session that could not start comes here; of the copies under srun the first one speaks.
     if (environment_number("SLURM_PROCID", 0) == 0) log_line(error.what());

@@ -42,6 +42,9 @@ class Session {
   // Flushes stdout and ends every rank of the job with `code` at once; the caller has printed its line.
   [[noreturn]] void abort(int code);
 
+  // The same when every rank calls it: rank 0 ends the job, the others wait to be ended.
+  [[noreturn]] void end_together(int code);
+
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;
