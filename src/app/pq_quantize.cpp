@@ -96,6 +96,8 @@ std::string error_text(double relative) { return relative < 0 ? "as coded" : fmt
 
 void print_report(const StoreReport& report, const std::string& destination) {
   for (const std::string& warning : report.warnings) log_once(warning);
+  if (report.skipped_vision + report.skipped_mtp > 0)
+    log_once(fmt::format("skipped {} vision and {} multi-token-prediction tensors", report.skipped_vision, report.skipped_mtp));
   const double gb = 1e9;
   int64_t peak = 0;
   for (const int64_t bytes : report.peak_rss_bytes) peak = std::max(peak, bytes);
@@ -137,6 +139,8 @@ void print_json(const StoreReport& report) {
                                        {"shards", report.shards},
                                        {"shards_found_finished", report.shards_kept},
                                        {"already_complete", report.already_complete},
+                                       {"skipped_vision_tensors", report.skipped_vision},
+                                       {"skipped_mtp_tensors", report.skipped_mtp},
                                        {"classes", rows(report.classes)},
                                        {"worst", rows(report.worst)},
                                        {"warnings", report.warnings},

@@ -136,8 +136,12 @@ Checkpoint Checkpoint::open(const std::string& directory, const std::vector<Tens
 }
 
 std::string Checkpoint::description() const {
-  if (format_ == PublishedFormat::none) return "Hugging Face checkpoint " + directory();
-  return fmt::format("published PolarQuant checkpoint {} ({})", directory(), format_ == PublishedFormat::f1 ? "F1" : "F2");
+  std::string text = "Hugging Face checkpoint " + directory();
+  if (format_ != PublishedFormat::none)
+    text = fmt::format("published PolarQuant checkpoint {} ({})", directory(), format_ == PublishedFormat::f1 ? "F1" : "F2");
+  if (skipped_vision_ + skipped_mtp_ > 0)
+    text += fmt::format(" ({} vision and {} multi-token-prediction tensors skipped)", skipped_vision_, skipped_mtp_);
+  return text;
 }
 
 const SourceTensor& Checkpoint::tensor(const TensorSpec& spec) const {

@@ -41,7 +41,7 @@ class Checkpoint {
   int64_t skipped_vision() const { return skipped_vision_; }
   int64_t skipped_mtp() const { return skipped_mtp_; }
   const SafetensorsDirectory& files() const { return tensors_; }
-  // "Hugging Face checkpoint DIR", "published PolarQuant checkpoint DIR (F1)".
+  // "Hugging Face checkpoint DIR", "published PolarQuant checkpoint DIR (F1)", with the number of skipped tensors.
   std::string description() const;
 
   // Throws ErrorKind::input when no spec given to open had this source.

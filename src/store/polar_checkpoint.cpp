@@ -39,6 +39,16 @@ void refuse_other_formats(const std::string& directory) {
       refuse(directory, fmt::format("F3 (bit-packed folders, PQ{}/codes.safetensors)", bits), kUseBase);
   if (path_exists(directory + "/model_int4.pt"))
     refuse(directory, "F5 (torchao INT4 pickle, model_int4.pt): it holds no PolarQuant codes", kUseBase);
+  const std::string polar_path = directory + "/polar_config.json";
+  if (path_exists(polar_path)) {
+    const nlohmann::json polar = parse_strict_json(read_text_file(polar_path, kMaxConfigBytes), polar_path);
+    const auto text = [&](const char* key) {
+      return polar.contains(key) && polar[key].is_string() ? polar[key].get<std::string>() : "";
+    };
+    if (text("format").rfind("hlwq-", 0) == 0) refuse(directory, "F4 (\"" + text("format") + "\" in polar_config.json)", kUseBase);
+    if (text("weight_format") == "torchao_int4") refuse(directory, "F5 (torchao INT4): it holds no PolarQuant codes", kUseBase);
+    if (polar.contains("block_size")) json_integer(polar, "block_size", polar_path, kBlock, kBlock);
+  }
   const std::string config_path = directory + "/config.json";
   if (path_exists(config_path)) {
     const nlohmann::json config = parse_strict_json(read_text_file(config_path, kMaxConfigBytes), config_path);

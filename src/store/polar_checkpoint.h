@@ -22,7 +22,8 @@ namespace pq {
 enum class PublishedFormat : int { none, f1, f2 };
 
 // Throws ErrorKind::input, naming the format and the way out, when `directory` is in one of the formats that are not read and can
-// be told without opening a safetensors file: F3 (folders PQ2...PQ8), F5 (torchao pickle), F6 and GPTQ (quantization_config).
+// be told without opening a safetensors file: F3 (folders PQ2...PQ8), F4 (polar_config.json), F5 (torchao pickle), F6 and GPTQ
+// (quantization_config); also for a block size other than 128.
 void refuse_other_formats(const std::string& directory);
 
 // Told by the keys: none when no tensor has codes. Throws ErrorKind::input for keys of F3, F4 and F6, and for a directory that

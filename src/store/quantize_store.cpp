@@ -357,6 +357,8 @@ StoreReport quantize_store(const StoreJob& job, Backend& backend, Communicator& 
     report.already_complete = complete;
     report.shards_kept = complete ? report.shards : std::count(finished.begin(), finished.end(), uint8_t{1});
     report.warnings = plan.warnings;
+    report.skipped_vision = plan.checkpoint->skipped_vision();
+    report.skipped_mtp = plan.checkpoint->skipped_mtp();
     report.peak_rss_bytes = peaks;
     report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   });

@@ -54,6 +54,8 @@ struct StoreReport {
   std::vector<ClassReport> classes;  // matrices by class and format
   std::vector<ClassReport> worst;    // matrices by relative error, the largest first, at most 10
   std::vector<std::string> warnings;
+  int64_t skipped_vision = 0;  // tensors of the source that the text model does not have
+  int64_t skipped_mtp = 0;
   double seconds = 0;
   std::vector<int64_t> peak_rss_bytes;  // by rank
   std::string source;

@@ -84,8 +84,11 @@ PlaneShape plane_shape(const Encoding& encoding, int64_t cols, int plane) {
       return {plane == 1 ? "scales" : "zeros", "bf16", {blocks}};
     case WeightFormat::bf16:
       return {"data", "bf16", {cols}};
-    case WeightFormat::f32:
-      return {"data", encoding.dtype == DType::f32 ? "f32" : encoding.dtype == DType::bf16 ? "bf16" : "f16", {cols}};
+    case WeightFormat::f32: {
+      const char* element = encoding.dtype == DType::f32 ? "f32" : encoding.dtype == DType::bf16 ? "bf16" : "f16";
+      if (cols == 1) return {"data", element, {}};  // a vector
+      return {"data", element, {cols}};
+    }
   }
   throw Error(ErrorKind::internal, "unknown weight format");
 }

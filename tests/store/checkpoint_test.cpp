@@ -37,6 +37,7 @@ TEST(Checkpoint, BothNamingsHoldTheSameWeights) {
   EXPECT_EQ(text.skipped_vision(), 0);
   EXPECT_EQ(multi.skipped_vision(), 2);
   EXPECT_EQ(multi.skipped_mtp(), 1);
+  EXPECT_HAS(multi.description(), "2 vision and 1 multi-token-prediction tensors skipped");
   EXPECT_EQ(multi.format(), PublishedFormat::none);
   for (const TensorSpec& spec : model.specs) EXPECT_EQ(read_all(text, spec), read_all(multi, spec)) << spec.name;
 }
@@ -122,6 +123,9 @@ TEST(Checkpoint, OtherPublishedFormatsAreRefusedByName) {
              }),
              "published format F3");
   EXPECT_HAS(refused([](const std::string& d) { spit(d + "/model_int4.pt", ""); }), "published format F5");
+  EXPECT_HAS(refused([](const std::string& d) { spit(d + "/polar_config.json", R"({"format":"hlwq-q5"})"); }),
+             "published format F4");
+  EXPECT_HAS(refused([](const std::string& d) { spit(d + "/polar_config.json", R"({"block_size":64})"); }), "\"block_size\" is 64");
   EXPECT_HAS(refused([](const std::string& d) {
                spit(d + "/config.json", R"({"quantization_config":{"quant_method":"compressed-tensors"}})");
              }),
