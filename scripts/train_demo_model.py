@@ -10,6 +10,7 @@ CPU and resumes from --checkpoint when that file exists.
 """
 
 import argparse
+import functools
 import json
 import math
 import random
@@ -442,7 +443,8 @@ def hadamard(n):
     return h / math.sqrt(n)
 
 
-def gaussian_levels(bits, rounds=400):
+@functools.cache
+def gaussian_levels(bits, rounds=100):
     """The Lloyd-Max levels of the unit Gaussian."""
     x = torch.erfinv((torch.arange(1, 200001, dtype=torch.float64) - 0.5) / 100000 - 1) * math.sqrt(2)
     levels = x[torch.linspace(0, len(x) - 1, 2 ** bits + 2).long()[1:-1]]
@@ -463,16 +465,16 @@ def polar(w, bits, group=128):
 
 
 @torch.no_grad()
-def evaluate(model, ids, window):
+def evaluate(model, ids, window, batch=8):
     """Mean nats per token over windows without overlap; a window's first token is not predicted."""
-    total, count = 0.0, 0
-    for begin in range(0, len(ids) - 1, window):
-        part = torch.tensor([ids[begin:begin + window]])
-        if part.shape[1] < 2:
-            continue
+    total, count, full = 0.0, 0, len(ids) // window
+    parts = list(torch.tensor(ids[:full * window]).view(full, window).split(batch))
+    if len(ids) % window > 1:
+        parts.append(torch.tensor([ids[full * window:]]))
+    for part in parts:
         logits = model(input_ids=part, use_cache=False).logits.float()
-        total += F.cross_entropy(logits[0, :-1], part[0, 1:], reduction="sum").item()
-        count += part.shape[1] - 1
+        total += F.cross_entropy(logits[:, :-1].flatten(0, 1), part[:, 1:].flatten(), reduction="sum").item()
+        count += part[:, 1:].numel()
     return total / count
 
 
@@ -486,13 +488,15 @@ def measure(model, out, floor_nats):
     rounded(model)
     base = {n: p.detach().clone() for n, p in large_matrices(model)}
     result["bf16_weights_512"] = math.exp(evaluate(model, ids, 512))
+    print(result, flush=True)
     result["bf16_weights_2048"] = math.exp(evaluate(model, ids, 2048))
     for name, quantise in [("int4_g128", lambda w: int_absmax(w, 4)), ("polar5", lambda w: polar(w, 5)),
-                           ("polar4", lambda w: polar(w, 4)), ("polar3", lambda w: polar(w, 3))]:
+                           ("polar4", lambda w: polar(w, 4))]:
         with torch.no_grad():
             for n, p in large_matrices(model):
                 p.copy_(quantise(base[n]))
         result[name + "_512"] = math.exp(evaluate(model, ids, 512))
+        print(name, result[name + "_512"], flush=True)
     with torch.no_grad():
         for n, p in model.named_parameters():
             p.copy_(keep[n])
@@ -503,9 +507,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, help="directory to write")
     parser.add_argument("--checkpoint", default="demo_checkpoint.pt", help="state to resume from and to save")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--decay-steps", type=int, default=400)
-    parser.add_argument("--long-steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=380)
+    parser.add_argument("--decay-steps", type=int, default=170)
+    parser.add_argument("--long-steps", type=int, default=0)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens per step over all workers")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--long-length", type=int, default=2048)
