@@ -324,6 +324,30 @@ TEST_P(PencilTest, GatedDelta) {
   EXPECT_EQ(k[0], 1.0f);
 }
 
+TEST_P(PencilTest, GatedDeltaNormsHaveTheirEpsilonOnTheSum) {
+  // q = k = 1e-3 along axis 5: divided by sqrt(1e-6 + 1e-6), that is 1 / sqrt(2) each. delta = 8 / 2, y = (1/2) * 4 / 4.
+  std::vector<float> qkv(48, 0.0f);
+  qkv[5] = qkv[16 + 5] = 1e-3f;
+  qkv[32] = 8.0f;
+  const float zero = 0.0f;
+  std::vector<float> s(256), k(256), delta(256), decay(16), y(16);
+  const Span span{.row = 0, .tokens = 1, .position = 0, .slot = 0};
+  backend_->gated_delta({.y = y.data(),
+                         .qkv = qkv.data(),
+                         .a = &zero,
+                         .b = &zero,
+                         .a_log = &zero,
+                         .dt_bias = &zero,
+                         .state = {.s = s.data(), .k = k.data(), .delta = delta.data(), .decay = decay.data()},
+                         .key_heads = 1,
+                         .value_heads = 1,
+                         .key_dim = 16,
+                         .value_dim = 16,
+                         .spans = {&span, 1}});
+  EXPECT_NEAR(y[0], 0.5f, 1e-6f);
+  EXPECT_NEAR(k[5], std::sqrt(0.5f), 1e-6f);
+}
+
 TEST_P(PencilTest, AttentionInput) {
   // Normed values are 1. The pair (0, 1) turns by position * pi / 2: at position 1, (1, 1) becomes (-1, 1).
   std::vector<float> q_gate(2 * 32, 9.0f), k(2 * 16, 2.0f), v(2 * 16, 5.0f);
