@@ -13,6 +13,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "store/open_weights.h"
+#include "store/quantize_source.h"
 
 namespace pq {
 namespace {
@@ -74,6 +75,9 @@ Model open_model(Session& session, const ModelFlags& flags) {
                              weight_bytes(model.config, *model.source, session.rank(), session.ranks()), limit);
     check_memory(model, flags, limit);
   });
+  if (const auto* quantizing = dynamic_cast<const QuantizingSource*>(model.source.get())) {
+    for (const std::string& warning : quantizing->warnings()) log_once(warning);
+  }
   return model;
 }
 

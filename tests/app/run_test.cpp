@@ -352,6 +352,44 @@ TEST(Chat, ATurnThatDoesNotFitEndsAPipedChatWithALine) {
   EXPECT_THAT(test::lines_of(result.err).back(), HasSubstr("the context holds 40"));
 }
 
+// launch/pq passes on that standard input is a terminal, which ranks cannot see.
+TEST(Chat, ATerminalIsAskedAndForgiven) {
+  const auto result = test::run_process({"env", "PQ_STDIN_IS_TERMINAL=1", std::string(PQ_BIN_DIR) + "/pq-run", "-m",
+                                         test::demo_path(), "--no-think", "-c", "40", "-n", "2", "--temp", "0", "--json"},
+                                        std::string("Hello\n") + kPrompt + kPrompt + "\n/reset\nHello\n");
+  EXPECT_EQ(result.code, 0) << result.err;
+  const auto lines = test::lines_of(result.out);
+  ASSERT_EQ(lines.size(), 2u) << result.out;
+  EXPECT_EQ(json::parse(lines[0])["tokens"], json::parse(lines[1])["tokens"]);
+  EXPECT_THAT(result.err, HasSubstr("/reset"));
+  EXPECT_THAT(result.err, HasSubstr("> "));
+  EXPECT_THAT(result.err, HasSubstr("the context holds 40"));
+}
+
+TEST(Launch, KeepsArgumentsAndExitCodes) {
+  const std::string wrapper = std::string(PQ_TEST_DATA) + "/../../launch/pq";
+  const std::string program = std::string(PQ_BIN_DIR) + "/pq-run";
+  const Words arguments = {"-m", test::demo_path(), "-p", "a  'b' \"c\" $d *", "-n", "2", "--temp", "0", "--json", "--logits-hash"};
+  const auto launched = [&](Words words) {
+    words.insert(words.begin(), wrapper);
+    words.push_back(program);
+    words.insert(words.end(), arguments.begin(), arguments.end());
+    return test::run_process(words);
+  };
+  const auto alone = launched({});
+  ASSERT_EQ(alone.code, 0) << alone.err;
+  for (const Words& flags : {Words{"-np", "2"}, Words{"-np", "2", "--tag-output", "--"}}) {
+    const auto result = launched(flags);
+    EXPECT_EQ(result.code, 0) << result.err;
+    const std::string object = result.out.substr(std::min(result.out.find('{'), result.out.size()));
+    EXPECT_EQ(json::parse(object, nullptr, false)["logits_hash"], json::parse(alone.out)["logits_hash"]);
+  }
+  EXPECT_EQ(launched({"-np", "3"}).code, 64);
+  EXPECT_EQ(launched({"-np", "two"}).code, 64);
+  EXPECT_EQ(test::run_process({wrapper}).code, 64);
+  EXPECT_EQ(test::run_process({wrapper, "-np", "2", program, "-m", "/nowhere", "-p", "x"}).code, 65);
+}
+
 std::string config_path(const std::string& size) { return std::string(PQ_TEST_DATA) + "/configs/qwen3.5-" + size + ".json"; }
 
 TEST(Plan, TheLargeModelFromItsConfigurationAlone) {
@@ -402,6 +440,16 @@ TEST(Plan, BitsChangeTheWeights) {
   };
   EXPECT_LT(weights({"--format", "pq3"}), weights({}));
   EXPECT_LT(weights({}), weights({"--format", "bf16"}));
+}
+
+TEST(Plan, SizesAsPeopleWriteThem) {
+  const auto plan = [](const std::string& size) {
+    return run(0, {"-m", config_path("0.8b"), "--plan", "--json", "--memory", size});
+  };
+  const std::pair<const char*, int64_t> sizes[] = {{"123456", 123456},       {"10GB", 10'000'000'000}, {"10 GiB", 10'737'418'240},
+                                                   {"1.5GB", 1'500'000'000}, {"512MiB", 536'870'912},  {"2kB", 2000}};
+  for (const auto& [text, bytes] : sizes) EXPECT_EQ(json::parse(plan(text).out)["memory_limit_bytes"], bytes) << text;
+  for (const char* text : {"10G", "GB", "1.5", "1.2.3GB", "0", "99999999TB", "10gb", ""}) refusal(plan(text), {64});
 }
 
 TEST(Plan, UsesTheStartedRanks) {
