@@ -17,8 +17,8 @@ class Communicator {
   virtual int size() const = 0;
   virtual std::string name() const = 0;
 
-  // In place, fp32, any count including 0. Values are added by one balanced binary tree in rank order, so every rank holds the same bits
-  // and a tree over more units extends it. Throws ErrorKind::usage when size() is not a power of two.
+  // In place, fp32, any count including 0. Values are added by one balanced binary tree in rank order, so every rank holds the same
+  // bits and a tree over more units extends it. Throws ErrorKind::usage when size() is not a power of two.
   virtual void all_reduce_sum(float* data, int64_t count) = 0;
 
   // Concatenates `bytes` from each rank in rank order into `out` [size * bytes] on every rank.
@@ -35,9 +35,9 @@ class Communicator {
 
 std::unique_ptr<Communicator> make_self_communicator();
 
-// Runs body(communicator) on `ranks` threads of this process and rethrows the exception of the lowest rank that failed by itself after
-// all have ended. A rank that throws, or ends early, wakes the others out of their collectives with ErrorKind::peer; ranks that call
-// different collectives, or with different counts, get ErrorKind::internal.
+// Runs body(communicator) on `ranks` threads of this process and rethrows the exception of the lowest rank that failed by itself
+// after all have ended. A rank that throws, or ends early, wakes the others out of their collectives with ErrorKind::peer; ranks
+// that call different collectives, or with different counts, get ErrorKind::internal.
 void run_threads(int ranks, const std::function<void(Communicator&)>& body);
 
 }  // namespace pq

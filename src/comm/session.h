@@ -1,5 +1,5 @@
-// The life of a parallel job: MPI start and end, agreement of all ranks on an error, one-sided abort, the wait of idle workers. Data
-// moves through the communicator it holds.
+// The life of a parallel job: MPI start and end, agreement of all ranks on an error, one-sided abort, the wait of idle workers.
+// Data moves through the communicator it holds.
 #pragma once
 
 #include <cstdint>
@@ -15,9 +15,9 @@ namespace pq {
 
 class Session {
  public:
-  // Initialises MPI when the process was started by a launcher (OMPI_COMM_WORLD_SIZE, PMIX_RANK or PMI_RANK is set), else stays alone
-  // (no MPI call at all). Sets the log identity.
-  // Throws ErrorKind::usage when SLURM_STEP_NUM_TASKS > 1 but the MPI world has one rank (N copies of rank 0).
+  // Initialises MPI when the process was started by a launcher (OMPI_COMM_WORLD_SIZE, PMIX_RANK or PMI_RANK is set), else stays
+  // alone (no MPI call at all). Sets the log identity. Throws ErrorKind::usage when SLURM_STEP_NUM_TASKS > 1 but the MPI world has
+  // one rank (N copies of rank 0).
   Session(std::string program, int* argc, char*** argv);
   ~Session();
   Session(const Session&) = delete;
@@ -31,8 +31,8 @@ class Session {
   Communicator& comm();
 
   // Runs `work` on every rank, then all ranks learn whether any threw: all throw the error of the lowest failing rank (its message
-  // prefixed with "rank R: " when R is not this rank), or none does. A symmetric point: every rank must call it, and `work` does not
-  // communicate. std::bad_alloc becomes ErrorKind::environment, other exceptions ErrorKind::internal, both naming `where`.
+  // prefixed with "rank R: " when R is not this rank), or none does. A symmetric point: every rank must call it, and `work` does
+  // not communicate. std::bad_alloc becomes ErrorKind::environment, other exceptions ErrorKind::internal, both naming `where`.
   void agree(const std::string& where, const std::function<void()>& work);
 
   // Broadcast of a variable-sized message from rank 0. On other ranks waits without spinning (test with back-off up to 500 us).
