@@ -468,7 +468,7 @@ def polar(w, bits, group=128):
 def evaluate(model, ids, window, batch=8):
     """Mean nats per token over windows without overlap; a window's first token is not predicted."""
     total, count, full = 0.0, 0, len(ids) // window
-    parts = list(torch.tensor(ids[:full * window]).view(full, window).split(batch))
+    parts = list(torch.tensor(ids[:full * window]).view(full, window).split(batch)) if full else []
     if len(ids) % window > 1:
         parts.append(torch.tensor([ids[full * window:]]))
     for part in parts:
