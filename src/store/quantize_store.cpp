@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -27,6 +28,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kJobName = "job.json";
+// Made by a rank that fails, so that the others stop at their next chunk and do not work on for minutes.
+constexpr const char* kFailedName = "job.failed";
 constexpr int64_t kMaxCopiedBytes = 512 << 20;
 constexpr size_t kWorstTensors = 10;
 constexpr const char* kCopiedFiles[] = {
@@ -43,6 +46,9 @@ struct Plan {
   std::string fingerprint;
   std::vector<std::string> warnings;
 };
+
+// Thrown by a rank that stops because another one failed; never leaves this file.
+struct Stopped {};
 
 std::string note_name(int64_t shard) { return fmt::format("shard-{:05}.json", shard); }
 
@@ -86,9 +92,9 @@ void remove_if_present(const std::string& path) {
   if (code) throw Error(ErrorKind::io, fmt::format("cannot remove {}: {}", path, code.message()));
 }
 
-// Names this job writes: manifest.json, job.json, shard-<digits>.<anything>.
+// Names this job writes: manifest.json, job.json, job.failed, shard-<digits>.<anything>.
 bool is_own_name(const std::string& name) {
-  if (name == kManifestName || name == kJobName) return true;
+  if (name == kManifestName || name == kJobName || name == kFailedName) return true;
   if (name.rfind("shard-", 0) != 0) return false;
   const size_t end = name.find_first_not_of("0123456789", 6);
   return end != std::string::npos && end > 6 && name[end] == '.';
@@ -131,6 +137,7 @@ bool prepare_destination(const StoreJob& job, const Plan& plan) {
   const nlohmann::ordered_json job_json = {
       {"fingerprint", plan.fingerprint}, {"source", plan.checkpoint->description()}, {"recipe", job.recipe.text()}};
   write_file_atomically(job_path, job_json.dump(1) + "\n");
+  remove_if_present(dst + "/" + kFailedName);
   for (const char* name : kCopiedFiles)
     if (const std::string from = job.source + "/" + name; path_exists(from))
       write_file_atomically(dst + "/" + name, read_text_file(from, kMaxCopiedBytes));
@@ -181,6 +188,34 @@ void write_shard(const StoreJob& job, const Plan& plan, int64_t shard, const std
   }
   note.shard = {shard_file_name(shard), writer.publish(path)};
   write_file_atomically(job.destination + "/" + note_name(shard), shard_note_text(note));
+}
+
+// The unfinished shards that `owner` gives to `rank`.
+void write_shards(const StoreJob& job, const Plan& plan, const std::vector<int>& owner, const std::vector<uint8_t>& finished,
+                  int rank) {
+  const std::string failed = job.destination + "/" + kFailedName;
+  std::vector<int64_t> mine;
+  int64_t total = 0, done = 0;
+  for (size_t shard = 0; shard < owner.size(); ++shard) {
+    if (owner[shard] != rank || finished[shard]) continue;
+    mine.push_back(static_cast<int64_t>(shard));
+    total += plan.shard_weights[shard];
+  }
+  std::unique_ptr<ProgressBar> bar;
+  if (rank == 0) bar = std::make_unique<ProgressBar>("quantise", total / 1'000'000, "M weights of rank 0");
+  try {
+    for (const int64_t shard : mine) {
+      write_shard(job, plan, shard, [&](int64_t weights) {
+        if (path_exists(failed)) throw Stopped{};
+        done += weights;
+        if (bar) bar->set(done / 1'000'000);
+      });
+    }
+  } catch (const Stopped&) {
+  } catch (...) {
+    std::ofstream flag(failed);  // best effort: without it the others only stop later
+    throw;
+  }
 }
 
 // Every rank's text on rank 0, in rank order; nothing elsewhere.
@@ -308,19 +343,7 @@ StoreReport quantize_store(const StoreJob& job, Backend& backend, Communicator& 
     for (size_t shard = 0; shard < work.size(); ++shard)
       if (finished[shard]) work[shard] = 0;
     const std::vector<int> owner = assign_shards(work, comm.size());
-    agree("quantise", [&] {
-      int64_t total = 0, done = 0;
-      for (size_t shard = 0; shard < work.size(); ++shard) total += owner[shard] == comm.rank() ? work[shard] : 0;
-      std::unique_ptr<ProgressBar> bar;
-      if (comm.rank() == 0) bar = std::make_unique<ProgressBar>("quantise", total / 1'000'000, "M weights of rank 0");
-      for (size_t shard = 0; shard < work.size(); ++shard) {
-        if (owner[shard] != comm.rank() || finished[shard]) continue;
-        write_shard(job, plan, static_cast<int64_t>(shard), [&](int64_t weights) {
-          done += weights;
-          if (bar) bar->set(done / 1'000'000);
-        });
-      }
-    });
+    agree("quantise", [&] { write_shards(job, plan, owner, finished, comm.rank()); });
     // Each rank sends the notes of its shards, one after the other in shard order, as one JSON array of texts.
     std::string mine;
     agree("collect", [&] {

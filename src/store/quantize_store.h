@@ -2,9 +2,9 @@
 // on where it stopped and the result is the same bytes at any rank count.
 //
 // While it runs, DST holds job.json (what is being made) and beside each finished shard shard-N.json (what it holds); manifest.json
-// comes last and both are then removed. Every byte of the source is read once in total: two tensors that are the same bytes of the
-// source, cut and coded alike (a tied head), are stored once; where a policy gives them different formats the source is read for
-// each.
+// comes last and both are then removed. A rank that fails makes job.failed, at which the others stop; the next run removes it.
+// Every byte of the source is read once in total: two tensors that are the same bytes of the source, cut and coded alike (a tied
+// head), are stored once; where a policy gives them different formats the source is read for each.
 #pragma once
 
 #include <cstdint>

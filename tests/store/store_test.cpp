@@ -260,6 +260,7 @@ TEST_F(Resume, FinishedShardsAreKeptAndTheRestIsTheSame) {
   const auto part = directory_bytes(dir_ / "part");
   EXPECT_EQ(part.count("manifest.json"), 0u);
   EXPECT_EQ(part.count("job.json"), 1u);
+  EXPECT_EQ(part.count("job.failed"), 1u);
   EXPECT_EQ(part.count("shard-00001.json"), 1u);
   EXPECT_EQ(part.count("shard-00002.h5"), 0u);
   EXPECT_HAS(error_of(ErrorKind::input, [&] { StoreReader(dir_ / "part"); }), "is an unfinished store");
