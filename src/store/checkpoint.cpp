@@ -14,7 +14,6 @@ namespace {
 
 constexpr const char* kMultimodalPrefix = "model.language_model.";
 constexpr const char* kTextPrefix = "model.";
-constexpr const char* kHead = "lm_head.weight";
 constexpr size_t kListedUnknown = 5;
 
 bool starts_with(const std::string& text, const char* start) { return text.rfind(start, 0) == 0; }

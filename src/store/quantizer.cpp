@@ -299,12 +299,17 @@ void Quantizer::quantize(const TensorSpec& spec, int64_t first, int64_t count, c
                              work.planes[1].as<uint16_t>(), source_hash);
     } else {
       read_chunk(spec, chunk, work, source_hash);
-      if (plan.through_bits > 0) {
-        std::copy_n(work.w.as<float>(), chunk.rows * cols, work.original.data());
-        pass_through(plan.through_bits, chunk, work);
-      }
       EncodeError part;
-      encode_chunk(plan, chunk, work, error != nullptr ? &part : nullptr);
+      try {
+        if (plan.through_bits > 0) {
+          std::copy_n(work.w.as<float>(), chunk.rows * cols, work.original.data());
+          pass_through(plan.through_bits, chunk, work);
+        }
+        encode_chunk(plan, chunk, work, error != nullptr ? &part : nullptr);
+      } catch (const Error& e) {
+        // The backend knows neither the tensor nor where its rows begin.
+        throw Error(e.kind(), fmt::format("{}, in rows {} to {}: {}", spec.name, row, row + chunk.rows - 1, e.what()));
+      }
       if (error != nullptr) {
         error->squared_error += part.squared_error;
         error->squared_norm += part.squared_norm;

@@ -248,7 +248,7 @@ class Resume : public Store {
     ASSERT_NE(head, nullptr);
     const std::string path = head->file->file().path(), good = slurp(path);
     File::open_update(path).write_at("\x80\x7f", 2, head->entry->offset);
-    error_of(ErrorKind::input, [&] { make_store(job(name)); });
+    EXPECT_HAS(error_of(ErrorKind::input, [&] { make_store(job(name)); }), "lm_head.weight, in rows 0 to 31: ");
     spit(path, good);
   }
 };
