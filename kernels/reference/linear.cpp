@@ -58,18 +58,28 @@ void add_polar_unit(const LinearArgs& args, int64_t unit, int64_t r, std::vector
 
 }  // namespace
 
+// A unit is rounded to fp32 before the tree, because ranks exchange fp32: the same bits at every rank count.
 void ReferenceBackend::linear(const LinearArgs& args) {
   check_linear(args);
+  const int64_t tokens = args.x.tokens;
+  std::vector<double> sums;
+  std::vector<float> units(static_cast<size_t>(args.w.units * tokens));
   for (int64_t r = 0; r < args.w.rows; ++r) {
-    std::vector<double> sums(static_cast<size_t>(args.x.tokens), 0.0);
     for (int64_t unit = 0; unit < args.w.units; ++unit) {
+      sums.assign(static_cast<size_t>(tokens), 0.0);
       if (args.w.format == WeightFormat::polar) {
         add_polar_unit(args, unit, r, &sums);
       } else {
         add_float_unit(args, unit, r, &sums);
       }
+      for (int64_t t = 0; t < tokens; ++t) units[unit * tokens + t] = static_cast<float>(sums[t]);
     }
-    for (int64_t t = 0; t < args.x.tokens; ++t) args.y[t * args.w.rows + r] = static_cast<float>(sums[t]);
+    for (int64_t distance = 1; distance < args.w.units; distance *= 2) {
+      for (int64_t unit = 0; unit < args.w.units; unit += 2 * distance) {
+        for (int64_t t = 0; t < tokens; ++t) units[unit * tokens + t] += units[(unit + distance) * tokens + t];
+      }
+    }
+    for (int64_t t = 0; t < tokens; ++t) args.y[t * args.w.rows + r] = units[t];
   }
 }
 

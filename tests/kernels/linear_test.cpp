@@ -55,11 +55,11 @@ std::vector<float> run_linear(Backend& backend, const Activation& x, const Matri
 }
 
 // k * eps * sum |terms|. k counts the roundings a term passes: its own products (4), the additions of its lane or of its blocks
-// (at most unit_cols / 16), folding (4), the tree over units (6).
+// (at most unit_cols / 16), folding (4), the tree over units (6), and the reference's own rounding of units and tree (4).
 std::vector<double> bounds(const Activation& x, const Matrix& w) {
   std::vector<double> bound(static_cast<size_t>(x.tokens * w.rows), 0.0);
   const int64_t unit_cols = w.unit_cols();
-  const double k = 4.0 + static_cast<double>((unit_cols + 15) / 16) + 4.0 + 6.0;
+  const double k = 4.0 + static_cast<double>((unit_cols + 15) / 16) + 4.0 + 6.0 + 4.0;
   for (int64_t r = 0; r < w.rows; ++r) {
     for (int64_t unit = 0; unit < w.units; ++unit) {
       // Magnitudes of the weights in the basis of the product.
