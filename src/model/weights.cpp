@@ -55,12 +55,14 @@ class Loader {
     std::byte* scales = base + aligned(data_bytes);
     std::byte* zeros = scales + aligned(scale_bytes);
     m.data = data;
-    if (scale_bytes) m.scales = reinterpret_cast<const uint16_t*>(scales);
-    if (zero_bytes) m.zeros = reinterpret_cast<const uint16_t*>(zeros);
+    // A rank that owns no rows of the vocabulary still has a well-formed, empty matrix.
+    const bool has_scales = m.format == WeightFormat::polar || m.format == WeightFormat::int4;
+    if (has_scales) m.scales = reinterpret_cast<const uint16_t*>(scales);
+    if (first.has_zeros) m.zeros = reinterpret_cast<const uint16_t*>(zeros);
     for (const std::string& name : names) {
       Matrix part = m;
       part.rows = local_rows(specs_.at(name));
-      load(name, data, part.data_bytes(), scale_bytes ? scales : nullptr, part.scale_bytes(), zero_bytes ? zeros : nullptr);
+      load(name, data, part.data_bytes(), has_scales ? scales : nullptr, part.scale_bytes(), first.has_zeros ? zeros : nullptr);
       data += part.data_bytes();
       scales += part.scale_bytes();
       zeros += part.scale_bytes();
