@@ -5,23 +5,11 @@
 #include "base/tensor.h"
 #include "kernels/check.h"
 #include "kernels/encode.h"
+#include "kernels/hadamard.h"
 #include "kernels/polar.h"
 
 namespace pq {
 namespace {
-
-void butterflies(float* v) {
-  for (int distance = 1; distance < 128; distance *= 2) {
-    for (int start = 0; start < 128; start += 2 * distance) {
-      for (int i = start; i < start + distance; ++i) {
-        const float a = v[i];
-        const float b = v[i + distance];
-        v[i] = a + b;
-        v[i + distance] = a - b;
-      }
-    }
-  }
-}
 
 void decode_int4_group(const uint8_t* packed, float scale, float zero, float* out) {
   for (int i = 0; i < 64; ++i) {
@@ -52,7 +40,7 @@ void decode_row(const Matrix& matrix, int64_t unit, int64_t row, float* out) {
         unpack_block(static_cast<const uint8_t*>(matrix.data) + index * bytes, matrix.codebook->bits, codes.data());
         float* w = out + b * kBlock;
         for (int64_t i = 0; i < kBlock; ++i) w[i] = matrix.codebook->centroids[codes[i]];
-        butterflies(w);
+        hadamard_butterflies(w);
         const float factor = f16_to_f32(matrix.scales[index]) * (1.0f / 128.0f);
         for (int64_t i = 0; i < kBlock; ++i) w[i] *= factor;
       }

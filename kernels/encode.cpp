@@ -12,6 +12,7 @@
 #include "base/tensor.h"
 #include "kernels/check.h"
 #include "kernels/cpu/kernels.h"
+#include "kernels/hadamard.h"
 #include "kernels/polar.h"
 
 namespace pq {
@@ -59,16 +60,7 @@ struct MagnitudeFinder {
 };
 
 void rotate(float* v) {
-  for (int distance = 1; distance < 128; distance *= 2) {
-    for (int start = 0; start < 128; start += 2 * distance) {
-      for (int i = start; i < start + distance; ++i) {
-        const float a = v[i];
-        const float b = v[i + distance];
-        v[i] = a + b;
-        v[i + distance] = a - b;
-      }
-    }
-  }
+  hadamard_butterflies(v);
   const float factor = static_cast<float>(1.0 / std::sqrt(128.0));
   for (int i = 0; i < 128; ++i) v[i] *= factor;
 }

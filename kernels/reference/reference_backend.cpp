@@ -9,8 +9,8 @@
 #include "base/error.h"
 #include "kernels/check.h"
 #include "kernels/encode.h"
+#include "kernels/hadamard.h"
 #include "kernels/host_memory.h"
-#include "kernels/reference/rotate.h"
 
 namespace pq {
 namespace {
@@ -72,7 +72,8 @@ void ReferenceBackend::prepare(const PrepareArgs& args) {
     const float* x = args.x + b * kBlock;
     double v[kBlock];
     for (int64_t i = 0; i < kBlock; ++i) v[i] = x[i];
-    rotate_block(v);
+    hadamard_butterflies(v);
+    for (double& value : v) value /= std::sqrt(128.0);
     if (args.mode == ActivationMode::f32) {
       for (int64_t i = 0; i < kBlock; ++i) args.rotated[b * kBlock + i] = static_cast<float>(v[i]);
       continue;

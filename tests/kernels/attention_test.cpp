@@ -110,18 +110,7 @@ Output run(Backend& backend, const Sequence& s, Cache* cache, const std::vector<
   return out;
 }
 
-class AttentionTest : public ::testing::TestWithParam<Isa> {
- protected:
-  void SetUp() override {
-    if (!isa_supported(GetParam())) GTEST_SKIP() << "this machine has no " << isa_name(GetParam());
-    backend_ = make_cpu_backend(GetParam());
-    generic_ = make_cpu_backend(Isa::generic);
-    reference_ = make_backend("reference");
-  }
-  std::unique_ptr<Backend> backend_;
-  std::unique_ptr<Backend> generic_;
-  std::unique_ptr<Backend> reference_;
-};
+using AttentionTest = IsaTest;
 
 TEST_P(AttentionTest, InputAgreesWithTheReference) {
   for (const Geometry& g : kGeometries) {

@@ -153,18 +153,7 @@ Truth recurrence(const Sequence& q) {
 const std::array<Geometry, 6> kGeometries = {Geometry{1, 1, 16, 16}, Geometry{2, 2, 32, 48}, Geometry{2, 4, 16, 32},
                                              Geometry{1, 3, 64, 64}, Geometry{2, 6, 32, 16}, Geometry{1, 2, 128, 128}};
 
-class DeltaTest : public ::testing::TestWithParam<Isa> {
- protected:
-  void SetUp() override {
-    if (!isa_supported(GetParam())) GTEST_SKIP() << "this machine has no " << isa_name(GetParam());
-    backend_ = make_cpu_backend(GetParam());
-    generic_ = make_cpu_backend(Isa::generic);
-    reference_ = make_backend("reference");
-  }
-  std::unique_ptr<Backend> backend_;
-  std::unique_ptr<Backend> generic_;
-  std::unique_ptr<Backend> reference_;
-};
+using DeltaTest = IsaTest;
 
 TEST_P(DeltaTest, FollowsTheRecurrence) {
   uint64_t seed = 100;

@@ -127,4 +127,18 @@ inline OwnedMatrix random_matrix(MatrixKind kind, int64_t rows, int64_t cols, in
 
 inline std::string isa_test_name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "generic"; }
 
+// A test that runs on every instruction set of the cpu backend, beside the generic one and the reference.
+class IsaTest : public ::testing::TestWithParam<Isa> {
+ protected:
+  void SetUp() override {
+    if (!isa_supported(GetParam())) GTEST_SKIP() << "this machine has no " << isa_name(GetParam());
+    backend_ = make_cpu_backend(GetParam());
+    generic_ = make_cpu_backend(Isa::generic);
+    reference_ = make_backend("reference");
+  }
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Backend> generic_;
+  std::unique_ptr<Backend> reference_;
+};
+
 }  // namespace pq

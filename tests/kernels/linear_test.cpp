@@ -7,18 +7,7 @@
 namespace pq {
 namespace {
 
-class LinearTest : public ::testing::TestWithParam<Isa> {
- protected:
-  void SetUp() override {
-    if (!isa_supported(GetParam())) GTEST_SKIP() << "this machine has no " << isa_name(GetParam());
-    backend_ = make_cpu_backend(GetParam());
-    generic_ = make_cpu_backend(Isa::generic);
-    reference_ = make_backend("reference");
-  }
-  std::unique_ptr<Backend> backend_;
-  std::unique_ptr<Backend> generic_;
-  std::unique_ptr<Backend> reference_;
-};
+using LinearTest = IsaTest;
 
 // Random input in all three forms; the int8 form uses the whole range including both ends.
 struct Input {

@@ -9,18 +9,7 @@ namespace {
 // Relative error of exp in the cpu kernels: 2 units in the last place, that is 4 roundings. ExpIsAccurate measures it.
 constexpr double kExpEps = 4 * kEps;
 
-class OpsTest : public ::testing::TestWithParam<Isa> {
- protected:
-  void SetUp() override {
-    if (!isa_supported(GetParam())) GTEST_SKIP() << "this machine has no " << isa_name(GetParam());
-    backend_ = make_cpu_backend(GetParam());
-    generic_ = make_cpu_backend(Isa::generic);
-    reference_ = make_backend("reference");
-  }
-  std::unique_ptr<Backend> backend_;
-  std::unique_ptr<Backend> generic_;
-  std::unique_ptr<Backend> reference_;
-};
+using OpsTest = IsaTest;
 
 TEST_P(OpsTest, ExpIsAccurate) {
   const Kernels& kernels = kernels_of(GetParam());
