@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <functional>
+#include <numeric>
 #include <set>
 
 #include "base/error.h"
@@ -29,20 +30,11 @@ double timed(Communicator& comm, const std::function<void()>& work) {
   return *std::max_element(all.begin(), all.end());
 }
 
-double sum_over_ranks(Communicator& comm, double value) {
-  std::vector<double> all(static_cast<size_t>(comm.size()));
+template <typename T>
+T sum_over_ranks(Communicator& comm, T value) {
+  std::vector<T> all(static_cast<size_t>(comm.size()));
   comm.all_gather(&value, sizeof value, all.data());
-  double sum = 0;
-  for (const double v : all) sum += v;
-  return sum;
-}
-
-int64_t sum_over_ranks(Communicator& comm, int64_t value) {
-  std::vector<int64_t> all(static_cast<size_t>(comm.size()));
-  comm.all_gather(&value, sizeof value, all.data());
-  int64_t sum = 0;
-  for (const int64_t v : all) sum += v;
-  return sum;
+  return std::accumulate(all.begin(), all.end(), T{});
 }
 
 // The prompt in steps of at most the batch; logits of the last token only.
