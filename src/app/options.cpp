@@ -89,14 +89,6 @@ std::string one_line(std::string text) {
   return text;
 }
 
-Encoding parse_encoding(const std::string& flag, const std::string& name) {
-  Encoding encoding;
-  if (!try_parse_encoding(name, &encoding)) {
-    throw Error(ErrorKind::usage, fmt::format("{} is \"{}\", but must be one of {}", flag, name, encoding_names()));
-  }
-  return encoding;
-}
-
 }  // namespace
 
 std::unique_ptr<CLI::App> make_command_line(const std::string& program, const std::string& usage, const std::string& description) {
@@ -122,6 +114,20 @@ void add_recipe_flags(CLI::App* app, RecipeFlags* flags) {
   app->add_option("--through", flags->through, "pqN codes and bf16 before the format, as in pq5 to int4")
       ->type_name("pqN")
       ->group(group);
+}
+
+void add_activations_flag(CLI::App* app, std::string* activations) {
+  app->add_option("--activations", *activations, "int8 or f32")
+      ->type_name("TYPE")
+      ->check(CLI::IsMember({"int8", "f32"}))
+      ->capture_default_str();
+}
+
+void add_device_flag(CLI::App* app, std::string* device) {
+  app->add_option("--device", *device, "cpu or reference")
+      ->type_name("NAME")
+      ->check(CLI::IsMember({"cpu", "reference"}))
+      ->capture_default_str();
 }
 
 void add_size_flag(CLI::App* app, const std::string& name, int64_t* bytes, const std::string& help) {
@@ -153,17 +159,11 @@ void add_model_flags(CLI::App* app, ModelFlags* flags) {
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
   add_size_flag(app, "--memory", &flags->memory_bytes, "a rank may take, as in 10GB or 10GiB [what is free]");
-  app->add_option("--activations", flags->activations, "int8 or f32")
-      ->type_name("TYPE")
-      ->check(CLI::IsMember({"int8", "f32"}))
-      ->capture_default_str();
+  add_activations_flag(app, &flags->activations);
   app->add_option("--kv-type", flags->kv_type, "f16 or f32 [f16; f32 with --activations f32]")
       ->type_name("TYPE")
       ->check(CLI::IsMember({"f16", "f32"}));
-  app->add_option("--device", flags->device, "cpu or reference")
-      ->type_name("NAME")
-      ->check(CLI::IsMember({"cpu", "reference"}))
-      ->capture_default_str();
+  add_device_flag(app, &flags->device);
   add_recipe_flags(app, &flags->recipe);
   app->option_defaults()->group(kLastGroup);
 }
@@ -192,6 +192,14 @@ std::optional<std::string> parse_command_line(CLI::App* app, int argc, char** ar
   } catch (const CLI::ParseError& error) {
     throw Error(ErrorKind::usage, one_line(error.what()) + advice);
   }
+}
+
+Encoding parse_encoding(const std::string& flag, const std::string& name) {
+  Encoding encoding;
+  if (!try_parse_encoding(name, &encoding)) {
+    throw Error(ErrorKind::usage, fmt::format("{} is \"{}\", but must be one of {}", flag, name, encoding_names()));
+  }
+  return encoding;
 }
 
 Recipe make_recipe(const RecipeFlags& flags) {

@@ -42,7 +42,10 @@ struct ModelFlags {
 // An empty command line for `program`: --help, --version, the last of repeated flags wins.
 std::unique_ptr<CLI::App> make_command_line(const std::string& program, const std::string& usage, const std::string& description);
 
+// In a group of its own; the group of options defined later stays as it was.
 void add_recipe_flags(CLI::App* app, RecipeFlags* flags);
+void add_activations_flag(CLI::App* app, std::string* activations);
+void add_device_flag(CLI::App* app, std::string* device);
 // -m, -c, -b, --memory, --activations, --kv-type, --device and the recipe flags.
 void add_model_flags(CLI::App* app, ModelFlags* flags);
 // A size flag: bytes, or a number with kB MB GB TB (powers of 1000) or KiB MiB GiB TiB.
@@ -53,6 +56,8 @@ void add_size_flag(CLI::App* app, const std::string& name, int64_t* bytes, const
 std::optional<std::string> parse_command_line(CLI::App* app, int argc, char** argv,
                                               const std::map<std::string, std::string>& aliases = {});
 
+// Throws ErrorKind::usage that names `flag` and lists the known formats.
+Encoding parse_encoding(const std::string& flag, const std::string& name);
 // Reads the policy file when one is named. Throws ErrorKind::usage or ErrorKind::input.
 Recipe make_recipe(const RecipeFlags& flags);
 ActivationMode activation_mode(const ModelFlags& flags);

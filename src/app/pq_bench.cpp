@@ -1,10 +1,15 @@
 // pq-bench: how fast the ranks are, as fractions of what their memory and instructions allow. Weights are synthetic, of a named
 // geometry, so that every size can be measured without a checkpoint.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <memory>
+#include <optional>
 
+#include "app/options.h"
+#include "base/error.h"
 #include "base/log.h"
 #include "comm/session.h"
 #include "eval/bench.h"
@@ -33,46 +38,55 @@ struct BenchOptions {
   bool csv = false;
 };
 
-BenchOptions parse(int argc, char** argv) {
-  BenchOptions o;
-  CLI::App app("Measures pq on synthetic weights of a named geometry, as fractions of measured limits.", "pq-bench");
-  app.add_option("what", o.what, "decode, prefill, kernels or comm")
+// The text to print instead of running, if any.
+std::optional<std::string> parse(int argc, char** argv, BenchOptions* o) {
+  const auto app =
+      make_command_line("pq-bench", "WHAT [FLAGS]      mpirun -np N pq-bench WHAT ...",
+                        "Speed on synthetic weights of a published size, as fractions of what these ranks can do at most.");
+  app->option_defaults()->group("Measuring");
+  app->add_option("WHAT", o->what, "decode, prefill, kernels or comm")
+      ->type_name("")
       ->required()
       ->check(CLI::IsMember({"decode", "prefill", "kernels", "comm"}));
-  app.add_option("--geometry", o.geometry, "qwen3.5-27b, -9b, -4b, -2b or -0.8b")->capture_default_str();
-  app.add_option("--layers", o.layers, "layers instead of the published number");
-  app.add_option("--vocab", o.vocab, "vocabulary instead of the published one");
-  app.add_option("--format", o.format, "pq2 to pq8, or bf16")->capture_default_str();
-  app.add_option("--device", o.device, "cpu or reference")->capture_default_str();
-  app.add_option("--activations", o.activations, "int8 or f32")->check(CLI::IsMember({"int8", "f32"}))->capture_default_str();
-  app.add_option("-p,--prompt", o.prompt, "tokens of a prefill")->check(CLI::Range(1, 262144))->capture_default_str();
-  app.add_option("-n,--steps", o.steps, "decode steps")->check(CLI::Range(1, 100000))->capture_default_str();
-  app.add_option("-d,--depth", o.depth, "tokens before the first decode step")->check(CLI::Range(0, 262144))->capture_default_str();
-  app.add_option("-r,--repetitions", o.repetitions, "repetitions of the other measurements")
+  app->add_option("-p,--prompt", o->prompt, "tokens of a prefill")
+      ->type_name("N")
+      ->check(CLI::Range(1, 262144))
+      ->capture_default_str();
+  app->add_option("-n,--steps", o->steps, "decode steps")->type_name("N")->check(CLI::Range(1, 100000))->capture_default_str();
+  app->add_option("-d,--depth", o->depth, "tokens before the first decode step")
+      ->type_name("N")
+      ->check(CLI::Range(0, 262144))
+      ->capture_default_str();
+  app->add_option("-r,--repetitions", o->repetitions, "of the other measurements")
+      ->type_name("N")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  app.add_option("-b,--batch-size", o.batch, "tokens a step holds at most")->check(CLI::Range(1, 4096))->capture_default_str();
-  app.add_option("--working-set", o.working_set_mib, "MiB of weights a kernel cycles through")
+  app->add_option("--working-set", o->working_set_mib, "MiB of weights a kernel cycles through")
+      ->type_name("N")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
-  app.add_flag("--json", o.json, "JSON on stdout");
-  app.add_flag("--csv", o.csv, "CSV on stdout");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp&) {
-    std::fputs(app.help().c_str(), stdout);
-    o.what.clear();
-  } catch (const CLI::ParseError& e) {
-    throw Error(ErrorKind::usage, std::string(e.what()) + "; see pq-bench --help");
-  }
-  return o;
+  app->option_defaults()->group("Model");
+  app->add_option("--geometry", o->geometry, fmt::format("{}", fmt::join(geometry_names(), ", ")))
+      ->type_name("NAME")
+      ->capture_default_str();
+  app->add_option("--layers", o->layers, "instead of the published number")->type_name("N")->check(CLI::PositiveNumber);
+  app->add_option("--vocab", o->vocab, "instead of the published one")->type_name("N")->check(CLI::PositiveNumber);
+  app->add_option("--format", o->format, "of every large matrix: pq2 .. pq8, bf16")->type_name("NAME")->capture_default_str();
+  app->add_option("-b,--batch-size", o->batch, "tokens a step holds at most")
+      ->type_name("N")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  add_activations_flag(app.get(), &o->activations);
+  add_device_flag(app.get(), &o->device);
+  app->option_defaults()->group("Other");
+  app->add_flag("--json", o->json, "JSON on standard output");
+  app->add_flag("--csv", o->csv, "CSV on standard output");
+  return parse_command_line(app.get(), argc, argv);
 }
 
 SyntheticSource make_source(const std::string& format) {
-  if (format == "bf16") return SyntheticSource(WeightFormat::bf16, 0);
-  if (format.size() == 3 && format.compare(0, 2, "pq") == 0 && format[2] >= '2' && format[2] <= '8')
-    return SyntheticSource(WeightFormat::polar, format[2] - '0');
-  throw Error(ErrorKind::usage, "--format is " + format + ", known are pq2 to pq8 and bf16");
+  const Encoding encoding = parse_encoding("--format", format);
+  return SyntheticSource(encoding.format, encoding.bits);
 }
 
 std::vector<int64_t> gathered(Communicator& comm, int64_t value) {
@@ -83,8 +97,12 @@ std::vector<int64_t> gathered(Communicator& comm, int64_t value) {
 
 int run(Session& session, int argc, char** argv) {
   BenchOptions o;
-  session.agree("options", [&] { o = parse(argc, argv); });
-  if (o.what.empty()) return 0;
+  std::optional<std::string> text;
+  session.agree("the command line", [&] { text = parse(argc, argv, &o); });
+  if (text) {
+    if (session.rank() == 0) std::fputs(text->c_str(), stdout);
+    return 0;
+  }
 
   Communicator& comm = session.comm();
   ModelConfig config;
@@ -102,6 +120,10 @@ int run(Session& session, int argc, char** argv) {
     options.batch = o.batch;
     options.activations = o.activations == "f32" ? ActivationMode::f32 : ActivationMode::int8;
     options.context = (o.what == "decode" ? std::max<int64_t>(o.depth, 1) + o.steps : o.prompt);
+    if (options.context > config.max_position) {
+      throw Error(ErrorKind::usage, fmt::format("{} positions exceed the {} the model is made for; lower -d, -n or -p",
+                                                options.context, config.max_position));
+    }
     if (o.what == "decode" || o.what == "prefill") {
       log_once(fmt::format("making {} layers of {} as {} on {} ranks", config.layers, o.geometry, o.format, comm.size()));
       model = std::make_unique<Transformer>(config, options, *backend, comm, *source, nullptr);

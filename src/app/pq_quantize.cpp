@@ -5,10 +5,12 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
+#include "app/options.h"
 #include "base/error.h"
-#include "base/file.h"
 #include "base/log.h"
 #include "comm/session.h"
 #include "kernels/backend.h"
@@ -21,67 +23,42 @@
 namespace pq {
 namespace {
 
-constexpr int64_t kMaxPolicyBytes = 1 << 20;
-
 struct QuantizeOptions {
   std::string source;
   std::string destination;
-  Recipe recipe;
+  RecipeFlags recipe;
   std::string export_kind;
   std::string device = "cpu";
   bool force = false;
   bool json = false;
 };
 
-QuantizeOptions parse(int argc, char** argv) {
-  QuantizeOptions o;
-  std::string format, policy, table = "converged", through;
-  bool no_search = false;
-  CLI::App app("Quantises a Qwen3.5 checkpoint to a store that pq-run holds in slices. Resumes after a kill; any number of ranks.",
-               "pq-quantize");
-  app.add_option("SRC", o.source, "Hugging Face or published PolarQuant directory; a store for --export")->required();
-  app.add_option("DST", o.destination, "directory to make")->required();
-  app.add_option("--format", format, fmt::format("of every matrix: {} (default pq5)", encoding_names()));
-  app.add_option("--policy", policy, "file of rules \"GLOB FORMAT\", # comments, later lines win");
-  app.add_option("--table", table, "converged, published (100 iterations, as the method ships it) or bounded")
-      ->capture_default_str();
-  app.add_flag("--no-scale-search", no_search, "plain block norms; with --table published the published codes");
-  app.add_option("--through", through, "pqN: other formats are made from pqN codes rounded to BF16");
-  app.add_option("--export", o.export_kind, "polarquant: write SRC, a store, as a published checkpoint (F1)");
-  app.add_option("--device", o.device, "cpu or reference")->capture_default_str();
-  app.add_flag("--force", o.force, "replace a store that was made otherwise");
-  app.add_flag("--json", o.json, "the report as JSON on stdout");
-  app.footer(
-      "Without a policy every large matrix, the embedding and the head become pq5; small tensors are kept.\n"
-      "Published codes are taken over as they are unless --format or a rule asks for something else.");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp&) {
-    o.source.clear();
-    o.destination = app.help();
-    return o;
-  } catch (const CLI::ParseError& e) {
-    throw Error(ErrorKind::usage, std::string(e.what()) + "; see pq-quantize --help");
+// The text to print instead of running, if any.
+std::optional<std::string> parse(int argc, char** argv, QuantizeOptions* o) {
+  const auto app = make_command_line("pq-quantize", "SRC DST [FLAGS]      mpirun -np N pq-quantize SRC DST ...",
+                                     "Makes a store of a checkpoint: pq5 for every large matrix, small tensors as they are.\n"
+                                     "Published PolarQuant codes are taken over unless --format or a rule says otherwise.\n"
+                                     "After a kill the same command goes on where it stopped, with any number of ranks.");
+  app->option_defaults()->group("Directories");
+  app->add_option("SRC", o->source, "Hugging Face or published PolarQuant checkpoint; a store with --export")
+      ->type_name("")
+      ->required();
+  app->add_option("DST", o->destination, "to make")->type_name("")->required();
+  add_recipe_flags(app.get(), &o->recipe);
+  app->option_defaults()->group("Other");
+  app->add_option("--export", o->export_kind, "polarquant: write SRC, a store, as a published checkpoint")
+      ->type_name("KIND")
+      ->check(CLI::IsMember({"polarquant"}));
+  add_device_flag(app.get(), &o->device);
+  app->add_flag("--force", o->force, "replace a store that was made otherwise");
+  app->add_flag("--json", o->json, "the report as JSON on standard output");
+  const auto text = parse_command_line(app.get(), argc, argv);
+  if (text || o->export_kind.empty()) return text;
+  for (const char* flag : {"--format", "--policy", "--table", "--no-scale-search", "--through"}) {
+    if (app->count(flag) > 0)
+      throw Error(ErrorKind::usage, fmt::format("{} codes a checkpoint, --export writes codes that exist", flag));
   }
-
-  Encoding encoding;
-  if (!format.empty()) {
-    if (!try_parse_encoding(format, &encoding))
-      throw Error(ErrorKind::usage, fmt::format("--format is \"{}\", known are {}", format, encoding_names()));
-    o.recipe.policy = Policy(encoding);
-  }
-  if (!policy.empty()) o.recipe.policy.add_rules(read_text_file(policy, kMaxPolicyBytes), policy);
-  if (!try_parse_table(table, &o.recipe.table))
-    throw Error(ErrorKind::usage, fmt::format("--table is \"{}\", known are converged, published, bounded", table));
-  o.recipe.scale_search = !no_search;
-  if (!through.empty()) {
-    if (!try_parse_encoding(through, &encoding) || encoding.format != WeightFormat::polar)
-      throw Error(ErrorKind::usage, fmt::format("--through is \"{}\", known are pq2 to pq8", through));
-    o.recipe.through_bits = encoding.bits;
-  }
-  if (!o.export_kind.empty() && o.export_kind != "polarquant")
-    throw Error(ErrorKind::usage, fmt::format("--export is \"{}\", known is polarquant", o.export_kind));
-  return o;
+  return text;
 }
 
 // --through without a matrix it applies to would say nothing.
@@ -168,26 +145,26 @@ void export_store(const QuantizeOptions& o, Session& session, const Agree& agree
 int run(Session& session, int argc, char** argv) {
   const Agree agree = [&](const std::string& where, const std::function<void()>& work) { session.agree(where, work); };
   QuantizeOptions o;
-  StoreJob job;
-  std::unique_ptr<Backend> backend;
-  agree("options", [&] {
-    o = parse(argc, argv);
-    if (o.source.empty() || !o.export_kind.empty()) return;
-    if (is_store(o.source))
-      throw Error(ErrorKind::usage, o.source + " is a store already; add --export polarquant to write a published checkpoint");
-    job = {.source = o.source, .destination = o.destination, .recipe = o.recipe, .force = o.force};
-    job.specs = tensor_specs(load_model_config(o.source));
-    check_through(o.recipe, job.specs);
-    backend = make_backend(o.device);
-  });
-  if (o.source.empty()) {
-    if (session.rank() == 0) std::fputs(o.destination.c_str(), stdout);
+  std::optional<std::string> text;
+  agree("the command line", [&] { text = parse(argc, argv, &o); });
+  if (text) {
+    if (session.rank() == 0) std::fputs(text->c_str(), stdout);
     return 0;
   }
   if (!o.export_kind.empty()) {
     export_store(o, session, agree);
     return 0;
   }
+  StoreJob job;
+  std::unique_ptr<Backend> backend;
+  agree("options", [&] {
+    if (is_store(o.source))
+      throw Error(ErrorKind::usage, o.source + " is a store already; add --export polarquant to write a published checkpoint");
+    job = {.source = o.source, .destination = o.destination, .recipe = make_recipe(o.recipe), .force = o.force};
+    job.specs = tensor_specs(load_model_config(o.source));
+    check_through(job.recipe, job.specs);
+    backend = make_backend(o.device);
+  });
   const StoreReport report = quantize_store(job, *backend, session.comm(), agree);
   if (session.rank() != 0) return 0;
   print_report(report, o.destination);
