@@ -40,9 +40,7 @@ std::optional<std::string> parse(int argc, char** argv, QuantizeOptions* o) {
                                      "Published PolarQuant codes are taken over unless --format or a rule says otherwise.\n"
                                      "After a kill the same command goes on where it stopped, with any number of ranks.");
   app->option_defaults()->group("Directories");
-  app->add_option("SRC", o->source, "Hugging Face or published PolarQuant checkpoint; a store with --export")
-      ->type_name("")
-      ->required();
+  app->add_option("SRC", o->source, "Hugging Face or PolarQuant checkpoint; a store with --export")->type_name("")->required();
   app->add_option("DST", o->destination, "to make")->type_name("")->required();
   add_recipe_flags(app.get(), &o->recipe);
   app->option_defaults()->group("Other");
