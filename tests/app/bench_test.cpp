@@ -1,0 +1,147 @@
+// pq-bench as a user meets it: small synthetic models under the real mpirun. What the numbers mean is checked, not how fast they
+// are: build machines share their cores.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "support/process.h"
+#include "support/refusal.h"
+
+namespace pq {
+namespace {
+
+using nlohmann::json;
+using testing::HasSubstr;
+
+using Words = std::vector<std::string>;
+
+test::ProcessResult bench(int ranks, const std::string& what, const Words& arguments) {
+  Words words = {what};
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  return test::run_process(test::program_command(ranks, "pq-bench", words));
+}
+
+const Words kSmall = {"--geometry", "qwen3.5-0.8b", "--layers", "4", "--vocab", "512"};
+
+Words small(const Words& more) {
+  Words words = kSmall;
+  words.insert(words.end(), more.begin(), more.end());
+  return words;
+}
+
+std::string refusal(const test::ProcessResult& result, int code) { return test::refusal_line("pq-bench", result, {code}); }
+
+// Weights of the small model that a token passes through: the embedding is looked up, the head is the same matrix.
+constexpr int64_t kHidden = 1024, kIntermediate = 3584, kVocab = 512;
+constexpr int64_t kMlp = 3 * kHidden * kIntermediate;
+constexpr int64_t kDelta = kHidden * (3 * 2048 + 2048) + 2048 * kHidden + kMlp;                   // q k v, z, out
+constexpr int64_t kAttention = kHidden * (2 * 8 * 256 + 2 * 2 * 256) + 8 * 256 * kHidden + kMlp;  // q and gate, k, v, o
+constexpr int64_t kBody = 3 * kDelta + kAttention;
+constexpr int64_t kHead = kHidden * kVocab;
+
+struct Measurement {
+  const char* what;
+  Words flags;
+  size_t rows[2];  // at one rank, at two
+  size_t repetitions;
+  bool reads;     // has a read rate
+  bool computes;  // has a rate of multiply-adds
+  bool planned;
+};
+
+class Bench : public testing::TestWithParam<Measurement> {};
+INSTANTIATE_TEST_SUITE_P(All, Bench,
+                         testing::Values(Measurement{"decode", {"-n", "3", "-d", "5"}, {1, 1}, 3, true, true, true},
+                                         Measurement{"prefill", {"-p", "20", "-b", "8", "-r", "2"}, {1, 1}, 2, false, true, true},
+                                         // 6 shapes of matrices at 5 numbers of tokens; halves of two of them are alike.
+                                         Measurement{"kernels", {"--working-set", "1", "-r", "1"}, {30, 25}, 1, true, true, false},
+                                         Measurement{"comm", {"-r", "2"}, {2, 2}, 2, false, false, false}),
+                         [](const auto& info) { return std::string(info.param.what); });
+
+TEST_P(Bench, MeasuresAtOneAndTwoRanks) {
+  const Measurement& run = GetParam();
+  int64_t bytes_alone = 0, macs_alone = 0;
+  for (const int ranks : {1, 2}) {
+    SCOPED_TRACE(std::to_string(ranks) + " ranks");
+    Words flags = small(run.flags);
+    flags.push_back("--json");
+    const auto result = bench(ranks, run.what, flags);
+    ASSERT_EQ(result.code, 0) << result.err;
+    const json report = json::parse(result.out);
+    EXPECT_GT(report["roofs"]["read_bytes_per_second"], 0);
+    EXPECT_GT(report["roofs"]["macs_per_second"], 0);
+    EXPECT_EQ(report["rows"].size(), run.rows[ranks - 1]);
+    for (const json& row : report["rows"]) {
+      ASSERT_EQ(row["seconds"].size(), run.repetitions) << row;
+      EXPECT_GT(row["median_seconds"], 0) << row;
+      EXPECT_EQ(row["read_fraction"] > 0, run.reads) << row;
+      EXPECT_EQ(row["dot_fraction"] > 0, run.computes) << row;
+    }
+    ASSERT_EQ(report["peak_rss_bytes"].size(), static_cast<size_t>(ranks));
+    ASSERT_EQ(report["planned_bytes"].size(), static_cast<size_t>(ranks));
+    for (int rank = 0; rank < ranks; ++rank) {
+      const int64_t resident = report["peak_rss_bytes"][rank], planned = report["planned_bytes"][rank];
+      if (run.planned) {
+        EXPECT_LE(resident, planned);
+        // The weights at 41/64 byte are resident.
+        EXPECT_GE(resident, (kBody + kHead) / 64 * 41 / ranks);
+      } else {
+        EXPECT_EQ(planned, 0);
+      }
+    }
+    if (!run.planned) continue;
+    // The matrices, and vectors below 1 % of them.
+    const json& row = report["rows"][0];
+    const double expected = run.reads ? kBody + kHead : 20.0 * kBody;
+    EXPECT_GE(row["macs"], expected);
+    EXPECT_LE(row["macs"], expected * 1.01);
+    if (ranks == 1) {
+      bytes_alone = row["bytes"];
+      macs_alone = row["macs"];
+    }
+    // What ranks hold twice are vectors.
+    EXPECT_NEAR(row["bytes"].get<double>(), bytes_alone, 0.01 * bytes_alone);
+    EXPECT_NEAR(row["macs"].get<double>(), macs_alone, 0.01 * macs_alone);
+    EXPECT_NEAR(row["tokens_per_second"].get<double>() * row["median_seconds"].get<double>(), run.reads ? 1 : 20, 1e-6);
+  }
+}
+
+TEST(BenchUsage, FormatsBackendsAndTables) {
+  const auto markdown = bench(2, "decode", small({"-n", "1", "--format", "bf16", "--activations", "f32"}));
+  EXPECT_EQ(markdown.code, 0) << markdown.err;
+  EXPECT_THAT(markdown.out, HasSubstr("| decode at depth 0 |"));
+  EXPECT_THAT(markdown.out, HasSubstr("rank 1: peak resident"));
+  const auto csv = bench(0, "comm", small({"-r", "1", "--csv"}));
+  EXPECT_EQ(csv.code, 0) << csv.err;
+  EXPECT_EQ(test::lines_of(csv.out).size(), 3u) << csv.out;
+}
+
+TEST(BenchUsage, Refusals) {
+  const std::string ranks = refusal(bench(3, "decode", kSmall), 64);
+  EXPECT_THAT(ranks, HasSubstr("3 ranks"));
+  EXPECT_THAT(ranks, HasSubstr("1, 2, 4"));
+  EXPECT_THAT(refusal(bench(2, "decode", {"--geometry", "qwen3.5-1b"}), 64), HasSubstr("qwen3.5-0.8b"));
+  EXPECT_THAT(refusal(bench(0, "decode", {"--layers", "-1"}), 64), HasSubstr("--layers"));
+  EXPECT_THAT(refusal(bench(0, "decode", {"--layers", "100000"}), 64), HasSubstr("100000 layers"));
+  EXPECT_THAT(refusal(bench(0, "decode", small({"-d", "262144"})), 64), HasSubstr("262144"));
+  EXPECT_THAT(refusal(bench(0, "decode", {"--geometri", "x"}), 64), HasSubstr("did you mean --geometry?"));
+  EXPECT_THAT(refusal(bench(0, "decod", {}), 64), HasSubstr("decod"));
+  EXPECT_THAT(refusal(bench(0, "decode", small({"--format", "int4"})), 64), HasSubstr("pq2 to pq8 or bf16"));
+  EXPECT_THAT(refusal(bench(0, "decode", small({"--format", "pq9"})), 64), HasSubstr("pq9"));
+  EXPECT_THAT(refusal(bench(0, "decode", small({"-n", "0"})), 64), HasSubstr("--steps"));
+}
+
+TEST(BenchUsage, HelpFitsItsScreen) {
+  const auto result = bench(0, "--help", {});
+  EXPECT_EQ(result.code, 0);
+  EXPECT_EQ(result.err, "");
+  const auto lines = test::lines_of(result.out);
+  EXPECT_LE(lines.size(), 40u);
+  for (const std::string& line : lines) EXPECT_LE(line.size(), 110u) << line;
+  EXPECT_THAT(bench(2, "--version", {}).out, testing::MatchesRegex("pq-bench [0-9]+\\.[0-9]+\\.[0-9]+\n"));
+}
+
+}  // namespace
+}  // namespace pq
