@@ -50,6 +50,7 @@ struct Measurement {
   bool computes;  // has a rate of multiply-adds
   bool planned;
 };
+void PrintTo(const Measurement& measurement, std::ostream* out) { *out << measurement.what; }
 
 class Bench : public testing::TestWithParam<Measurement> {};
 INSTANTIATE_TEST_SUITE_P(All, Bench,
