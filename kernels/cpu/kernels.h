@@ -1,5 +1,6 @@
 // The leaf functions that exist once per instruction set, as a table of pointers. Each isa_*.cpp compiles the same bodies
-// (*_body.h) over its own sixteen float lanes (lanes_*.h); walking batches, spans and units is left to cpu_backend.cpp.
+// (*_body.h) over its own sixteen float lanes (lanes_*.h); walking batches, spans and units is left to cpu_backend.cpp
+// and cpu_sequence.cpp.
 #pragma once
 
 #include <cstdint>
