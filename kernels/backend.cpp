@@ -30,9 +30,13 @@ int64_t Matrix::scale_bytes() const {
   return scaled ? rows * (cols / kBlock) * 2 : 0;
 }
 
-std::unique_ptr<Backend> make_backend(const std::string& device) {
+std::unique_ptr<Backend> make_backend(const std::string& device, const BackendOptions& options) {
   if (device == "reference") return std::make_unique<ReferenceBackend>();
-  if (device == "cpu") return make_cpu_backend(best_isa());
+  if (device == "cpu") {
+    const std::optional<Isa> isa = options.isa.empty() ? best_isa() : try_parse_isa(options.isa);
+    if (!isa) throw Error(ErrorKind::usage, fmt::format("there is no instruction set '{}'; known are {}", options.isa, isa_names()));
+    return make_cpu_backend(*isa, options);
+  }
   throw Error(ErrorKind::usage, fmt::format("there is no device '{}'; devices are cpu and reference", device));
 }
 

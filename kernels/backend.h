@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "kernels/codebook.h"
 
@@ -112,9 +113,20 @@ struct EmbedArgs {
   int64_t first_row;
 };
 
+// What becomes of the input of coded matrices: mode f32 fills rotated [tokens, dim]; mode int8 fills codes [tokens, dim] and
+// scales [tokens, dim / 128]. The others are null.
+struct Prepared {
+  ActivationMode mode = ActivationMode::int8;
+  float* rotated = nullptr;
+  int8_t* codes = nullptr;
+  float* scales = nullptr;
+  bool wanted() const { return rotated != nullptr || codes != nullptr; }
+};
+
 // y = x / sqrt(mean(x^2) + eps) * (weight_offset + weight) by rows. x, y [rows, dim]; weight [dim] fp32. weight_offset is 1 for the
 // zero-centred norms of Qwen3.5 and 0 for plain ones. y may be x. Source: spec of Qwen3.5 §2.1.
 // The sum of squares is taken in 16 interleaved lanes (lane l sums elements l, l + 16, ...) folded by halves.
+// prepared, when wanted: of y, as PrepareArgs has it, each row while it is in the cache.
 struct RmsNormArgs {
   float* y;
   const float* x;
@@ -123,20 +135,17 @@ struct RmsNormArgs {
   int64_t dim;
   float eps;
   float weight_offset;
+  Prepared prepared = {};
 };
 
 // Rotation of every 128-block by the orthonormal Sylvester-Hadamard matrix (dim % 128 == 0), then, in mode int8,
 // scale = max|v| / 127 and code = round-half-even(v / scale) (scale 0 when the block is 0).
-// mode f32 fills rotated [tokens, dim]; mode int8 fills codes [tokens, dim] and scales [tokens, dim / 128].
 // Butterflies run with distance 1, 2, 4, ..., 64, the factor 1/sqrt(128) last.
 struct PrepareArgs {
   const float* x;
   int64_t tokens;
   int64_t dim;
-  ActivationMode mode;
-  float* rotated;
-  int8_t* codes;
-  float* scales;
+  Prepared prepared;
 };
 
 // y[t, r] = sum over cols of W[r, c] * x[t, c]. y [tokens, w.rows]; x.dim == w.cols.
@@ -153,12 +162,13 @@ struct LinearArgs {
   Matrix w;
 };
 
-// y = silu(gate) * up, silu(t) = t / (1 + exp(-t)). All [count]; y may be gate or up.
-struct SiluMulArgs {
+// y = silu(gate x) * (up x), silu(t) = t / (1 + exp(-t)), in one pass over the weights. The products are those of LinearArgs, rounded
+// to fp32. y [tokens, gate.rows]; gate and up have one shape and may differ in format.
+struct SwigluArgs {
   float* y;
-  const float* gate;
-  const float* up;
-  int64_t count;
+  Activation x;
+  Matrix gate;
+  Matrix up;
 };
 
 // y += x, [count].
@@ -331,7 +341,7 @@ class Backend {
   virtual void rms_norm(const RmsNormArgs& args) = 0;
   virtual void prepare(const PrepareArgs& args) = 0;
   virtual void linear(const LinearArgs& args) = 0;
-  virtual void silu_mul(const SiluMulArgs& args) = 0;
+  virtual void swiglu(const SwigluArgs& args) = 0;
   virtual void add(const AddArgs& args) = 0;
   virtual void causal_conv(const CausalConvArgs& args) = 0;
   virtual void gated_delta(const GatedDeltaArgs& args) = 0;
@@ -344,7 +354,16 @@ class Backend {
   virtual void decode(const DecodeArgs& args) = 0;
 };
 
-// device: "cpu" or "reference". Throws ErrorKind::usage for other names.
-std::unique_ptr<Backend> make_backend(const std::string& device);
+// How the cpu backend uses its rank's processors; results do not depend on it.
+struct BackendOptions {
+  std::string isa = {};       // a name of kernels/cpu/isa.h; empty: the fastest this machine has
+  int threads = 1;            // the caller included
+  std::vector<int> pin = {};  // one CPU a thread, the caller's first; empty: not pinned
+  bool spin = false;          // threads wait some tens of microseconds for the next operation before they sleep
+};
+
+// device: "cpu" or "reference", which ignores the options. Throws ErrorKind::usage for other names, ErrorKind::environment when
+// this machine lacks the instruction set.
+std::unique_ptr<Backend> make_backend(const std::string& device, const BackendOptions& options = {});
 
 }  // namespace pq

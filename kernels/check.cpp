@@ -57,15 +57,27 @@ void check_prepare(const PrepareArgs& args) {
   demand(args.dim % kBlock == 0, fmt::format("prepare: dimension {} is not a multiple of {}", args.dim, kBlock));
 }
 
-void check_linear(const LinearArgs& args) {
-  check_matrix("linear", args.w);
-  demand(args.x.dim == args.w.cols, fmt::format("linear: input of {} for a matrix of {} columns", args.x.dim, args.w.cols));
-  if (args.x.tokens == 0) return;
-  const bool polar = args.w.format == WeightFormat::polar;
-  const bool present = !polar                               ? args.x.raw != nullptr
-                       : args.x.mode == ActivationMode::f32 ? args.x.rotated != nullptr
-                                                            : args.x.codes != nullptr && args.x.scales != nullptr;
-  demand(present, "linear: the input lacks the form that this weight format reads");
+namespace {
+
+void check_product(const char* op, const Activation& x, const Matrix& w) {
+  check_matrix(op, w);
+  demand(x.dim == w.cols, fmt::format("{}: input of {} for a matrix of {} columns", op, x.dim, w.cols));
+  if (x.tokens == 0) return;
+  const bool polar = w.format == WeightFormat::polar;
+  const bool present = !polar                          ? x.raw != nullptr
+                       : x.mode == ActivationMode::f32 ? x.rotated != nullptr
+                                                       : x.codes != nullptr && x.scales != nullptr;
+  demand(present, fmt::format("{}: the input lacks the form that this weight format reads", op));
+}
+
+}  // namespace
+
+void check_linear(const LinearArgs& args) { check_product("linear", args.x, args.w); }
+
+void check_swiglu(const SwigluArgs& args) {
+  check_product("swiglu", args.x, args.gate);
+  check_product("swiglu", args.x, args.up);
+  demand(args.gate.rows == args.up.rows, fmt::format("swiglu: gate of {} rows, up of {}", args.gate.rows, args.up.rows));
 }
 
 void check_gated_delta(const GatedDeltaArgs& args) {

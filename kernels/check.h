@@ -11,6 +11,7 @@ void check_matrix(const char* op, const Matrix& matrix);
 void check_embed(const EmbedArgs& args);
 void check_prepare(const PrepareArgs& args);
 void check_linear(const LinearArgs& args);
+void check_swiglu(const SwigluArgs& args);
 void check_gated_delta(const GatedDeltaArgs& args);
 void check_attention_input(const AttentionInputArgs& args);
 void check_attention(const AttentionArgs& args);

@@ -1,4 +1,4 @@
-// The product backend for processors: inherits the reference and overrides what takes time. Single-threaded: a rank is one core.
+// The product backend for processors: inherits the reference and overrides what takes time, shared out over the threads of the rank.
 #pragma once
 
 #include <memory>
@@ -8,7 +8,7 @@
 
 namespace pq {
 
-// Throws ErrorKind::environment when this machine lacks `isa`.
-std::unique_ptr<Backend> make_cpu_backend(Isa isa);
+// options.isa is not looked at. Throws ErrorKind::environment when this machine lacks `isa`.
+std::unique_ptr<Backend> make_cpu_backend(Isa isa, const BackendOptions& options = {});
 
 }  // namespace pq

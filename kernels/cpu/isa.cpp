@@ -6,6 +6,12 @@
 #endif
 
 namespace pq {
+namespace {
+
+constexpr Isa kIsas[] = {Isa::generic, Isa::avx2, Isa::avx512};
+
+}  // namespace
+
 #if defined(__x86_64__)
 namespace {
 
@@ -50,6 +56,19 @@ const char* isa_name(Isa isa) {
       break;
   }
   return "generic";
+}
+
+std::optional<Isa> try_parse_isa(std::string_view name) {
+  for (const Isa isa : kIsas) {
+    if (name == isa_name(isa)) return isa;
+  }
+  return std::nullopt;
+}
+
+std::string isa_names() {
+  std::string names;
+  for (const Isa isa : kIsas) names += (names.empty() ? "" : ", ") + std::string(isa_name(isa));
+  return names;
 }
 
 }  // namespace pq

@@ -1,6 +1,10 @@
 // Instruction sets of the cpu backend. All of them give the same bits; they differ in speed only.
 #pragma once
 
+#include <optional>
+#include <string>
+#include <string_view>
+
 namespace pq {
 
 enum class Isa : int {
@@ -16,5 +20,11 @@ Isa best_isa();
 
 // "generic", "avx2", "avx512-vnni"
 const char* isa_name(Isa isa);
+
+// The set of that name, whether this machine has it or not.
+std::optional<Isa> try_parse_isa(std::string_view name);
+
+// All names, slowest first, joined by commas.
+std::string isa_names();
 
 }  // namespace pq

@@ -126,7 +126,8 @@ struct Kernels {
   void (*float_tile)(const FloatTile& tile, float* out);
   void (*rms)(const RmsTile& tile);
   void (*prepare)(const PrepareArgs& args, int64_t token);
-  void (*silu_mul)(const SiluMulArgs& args);
+  // gate <- silu(gate) * up, count a multiple of 16
+  void (*silu_mul)(float* gate, const float* up, int64_t count);
   void (*conv)(const ConvTile& tile);
   // y = x / sqrt(sum x^2 + 1e-6) * scale
   void (*l2_normalise)(float* y, const float* x, int64_t dim, float scale);

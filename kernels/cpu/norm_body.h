@@ -36,30 +36,28 @@ PQ_INLINE void rotate_lanes(Lanes v[8]) {
 }
 
 PQ_FUNCTION void prepare(const PrepareArgs& args, int64_t token) {
+  const Prepared& out = args.prepared;
   const Lanes magic = all(12582912.0f);
   for (int64_t b = 0; b < args.dim / kBlock; ++b) {
     const int64_t offset = token * args.dim + b * kBlock;
     Lanes v[8];
     for (int i = 0; i < 8; ++i) v[i] = load(args.x + offset + 16 * i);
     rotate_lanes(v);
-    if (args.mode == ActivationMode::f32) {
-      for (int i = 0; i < 8; ++i) store(args.rotated + offset + 16 * i, v[i]);
+    if (out.mode == ActivationMode::f32) {
+      for (int i = 0; i < 8; ++i) store(out.rotated + offset + 16 * i, v[i]);
       continue;
     }
     Lanes largest = absolute(v[0]);
     for (int i = 1; i < 8; ++i) largest = max(largest, absolute(v[i]));
     const float scale = fold_max(largest) / 127.0f;
-    args.scales[token * (args.dim / kBlock) + b] = scale;
+    out.scales[token * (args.dim / kBlock) + b] = scale;
     const Lanes divisor = all(scale == 0.0f ? 1.0f : scale);
-    for (int i = 0; i < 8; ++i) store_low_bytes(args.codes + offset + 16 * i, add(div(v[i], divisor), magic));
+    for (int i = 0; i < 8; ++i) store_low_bytes(out.codes + offset + 16 * i, add(div(v[i], divisor), magic));
   }
 }
 
-PQ_FUNCTION void silu_mul(const SiluMulArgs& args) {
-  for (int64_t i = 0; i < args.count; i += 16) {
-    const int64_t count = std::min<int64_t>(16, args.count - i);
-    store_part(args.y + i, mul(silu(load_part(args.gate + i, count)), load_part(args.up + i, count)), count);
-  }
+PQ_FUNCTION void silu_mul(float* gate, const float* up, int64_t count) {
+  for (int64_t i = 0; i < count; i += 16) store(gate + i, mul(silu(load(gate + i)), load(up + i)));
 }
 
 PQ_FUNCTION void conv(const ConvTile& t) {

@@ -63,6 +63,7 @@ void ReferenceBackend::rms_norm(const RmsNormArgs& args) {
       y[i] = static_cast<float>(x[i] * scale * (static_cast<double>(args.weight_offset) + args.weight[i]));
     }
   }
+  if (args.prepared.wanted()) prepare({.x = args.y, .tokens = args.rows, .dim = args.dim, .prepared = args.prepared});
 }
 
 void ReferenceBackend::prepare(const PrepareArgs& args) {
@@ -74,23 +75,28 @@ void ReferenceBackend::prepare(const PrepareArgs& args) {
     for (int64_t i = 0; i < kBlock; ++i) v[i] = x[i];
     hadamard_butterflies(v);
     for (double& value : v) value /= std::sqrt(128.0);
-    if (args.mode == ActivationMode::f32) {
-      for (int64_t i = 0; i < kBlock; ++i) args.rotated[b * kBlock + i] = static_cast<float>(v[i]);
+    if (args.prepared.mode == ActivationMode::f32) {
+      for (int64_t i = 0; i < kBlock; ++i) args.prepared.rotated[b * kBlock + i] = static_cast<float>(v[i]);
       continue;
     }
     double largest = 0.0;
     for (double value : v) largest = std::max(largest, std::abs(value));
     const float scale = static_cast<float>(largest / 127.0);
-    args.scales[b] = scale;
+    args.prepared.scales[b] = scale;
     for (int64_t i = 0; i < kBlock; ++i) {
-      args.codes[b * kBlock + i] =
+      args.prepared.codes[b * kBlock + i] =
           scale > 0.0f ? static_cast<int8_t>(std::clamp(std::nearbyint(v[i] / scale), -127.0, 127.0)) : int8_t{0};
     }
   }
 }
 
-void ReferenceBackend::silu_mul(const SiluMulArgs& args) {
-  for (int64_t i = 0; i < args.count; ++i) args.y[i] = static_cast<float>(silu(args.gate[i]) * args.up[i]);
+void ReferenceBackend::swiglu(const SwigluArgs& args) {
+  check_swiglu(args);
+  const int64_t count = args.x.tokens * args.gate.rows;
+  std::vector<float> up(static_cast<size_t>(count));
+  linear({.y = args.y, .x = args.x, .w = args.gate});
+  linear({.y = up.data(), .x = args.x, .w = args.up});
+  for (int64_t i = 0; i < count; ++i) args.y[i] = static_cast<float>(silu(args.y[i]) * up[static_cast<size_t>(i)]);
 }
 
 void ReferenceBackend::add(const AddArgs& args) {

@@ -21,7 +21,7 @@ class ReferenceBackend : public Backend {
   void rms_norm(const RmsNormArgs& args) override;
   void prepare(const PrepareArgs& args) override;
   void linear(const LinearArgs& args) override;
-  void silu_mul(const SiluMulArgs& args) override;
+  void swiglu(const SwigluArgs& args) override;
   void add(const AddArgs& args) override;
   void causal_conv(const CausalConvArgs& args) override;
   void gated_delta(const GatedDeltaArgs& args) override;

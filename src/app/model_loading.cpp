@@ -57,6 +57,18 @@ RuntimeOptions runtime_options(const ModelFlags& flags, const ModelConfig& confi
   return runtime;
 }
 
+std::unique_ptr<Backend> make_rank_backend(const BackendFlags& flags, const std::vector<int>& cpus) {
+  const int available = static_cast<int>(cpus.size());
+  BackendOptions options;
+  options.isa = flags.isa;
+  options.threads = flags.threads > 0 ? flags.threads : std::max(1, available);
+  options.spin = options.threads <= available;
+  if (options.threads == available) options.pin = cpus;
+  if (flags.threads > 1 && available > 0 && flags.threads > available)
+    log_line(fmt::format("-t {} exceeds the {} CPUs of this rank; threads will wait for each other", flags.threads, available));
+  return make_backend(flags.device, options);
+}
+
 Model open_model(Session& session, const ModelFlags& flags) {
   Model model;
   model.path = flags.model;
@@ -67,7 +79,7 @@ Model open_model(Session& session, const ModelFlags& flags) {
     model.config = load_model_config(flags.model);
     check_rank_count(model.config, session.ranks());
     model.runtime = runtime_options(flags, model.config);
-    model.backend = make_backend(flags.device);
+    model.backend = make_rank_backend(flags.backend, session.cpus());
     model.source = open_weights(flags.model, tensor_specs(model.config), make_recipe(flags.recipe), *model.backend);
     const int64_t limit =
         flags.memory_bytes > 0 ? flags.memory_bytes : proc_bytes("/proc/meminfo", "MemAvailable") / session.local_ranks();

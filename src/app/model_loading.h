@@ -29,6 +29,10 @@ struct Model {
   double load_seconds = 0;
 };
 
+// The backend of this rank by the flags. Without -t as many threads as the rank has CPUs, each pinned to one; with fewer threads
+// none is pinned. Logs a line when -t exceeds the CPUs. Throws what make_backend throws.
+std::unique_ptr<Backend> make_rank_backend(const BackendFlags& flags, const std::vector<int>& cpus);
+
 // Collective. Reads no weights. Throws on all ranks: ErrorKind::input for files that are not what they claim, ErrorKind::usage for
 // a rank count or a context the model does not allow, ErrorKind::environment when the plan exceeds --memory or what the node has
 // free for each of its ranks, with the items and the largest context that fits.

@@ -123,8 +123,10 @@ void add_activations_flag(CLI::App* app, std::string* activations) {
       ->capture_default_str();
 }
 
-void add_device_flag(CLI::App* app, std::string* device) {
-  app->add_option("--device", *device, "cpu or reference")
+void add_backend_flags(CLI::App* app, BackendFlags* flags) {
+  app->add_option("-t,--threads", flags->threads, "of a rank [its CPUs]")->type_name("N")->check(CLI::Range(1, 1024));
+  app->add_option("--isa", flags->isa, "instruction set, as avx2 [the best there is]")->type_name("NAME");
+  app->add_option("--device", flags->device, "cpu or reference")
       ->type_name("NAME")
       ->check(CLI::IsMember({"cpu", "reference"}))
       ->capture_default_str();
@@ -163,7 +165,7 @@ void add_model_flags(CLI::App* app, ModelFlags* flags) {
   app->add_option("--kv-type", flags->kv_type, "f16 or f32 [f16; f32 with --activations f32]")
       ->type_name("TYPE")
       ->check(CLI::IsMember({"f16", "f32"}));
-  add_device_flag(app, &flags->device);
+  add_backend_flags(app, &flags->backend);
   add_recipe_flags(app, &flags->recipe);
   app->option_defaults()->group(kLastGroup);
 }

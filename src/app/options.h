@@ -26,6 +26,13 @@ struct RecipeFlags {
   std::string through;
 };
 
+// What computes.
+struct BackendFlags {
+  std::string device = "cpu";
+  std::string isa;  // empty: the fastest
+  int threads = 0;  // 0: the CPUs of the rank
+};
+
 // Which model, and how it is held.
 struct ModelFlags {
   std::string model;
@@ -35,7 +42,7 @@ struct ModelFlags {
   int64_t memory_bytes = 0;  // a rank; 0: what the node has available
   std::string activations = "int8";
   std::string kv_type;  // empty: f16, or f32 with --activations f32
-  std::string device = "cpu";
+  BackendFlags backend;
   RecipeFlags recipe;
 };
 
@@ -45,8 +52,9 @@ std::unique_ptr<CLI::App> make_command_line(const std::string& program, const st
 // In a group of its own; the group of options defined later stays as it was.
 void add_recipe_flags(CLI::App* app, RecipeFlags* flags);
 void add_activations_flag(CLI::App* app, std::string* activations);
-void add_device_flag(CLI::App* app, std::string* device);
-// -m, -c, -b, --memory, --activations, --kv-type, --device and the recipe flags.
+// -t, --isa and --device.
+void add_backend_flags(CLI::App* app, BackendFlags* flags);
+// -m, -c, -b, --memory, --activations, --kv-type, the backend flags and the recipe flags.
 void add_model_flags(CLI::App* app, ModelFlags* flags);
 // A size flag: bytes, or a number with kB MB GB TB (powers of 1000) or KiB MiB GiB TiB.
 void add_size_flag(CLI::App* app, const std::string& name, int64_t* bytes, const std::string& help);

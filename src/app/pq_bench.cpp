@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 
+#include "app/model_loading.h"
 #include "app/options.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -24,7 +25,7 @@ struct BenchOptions {
   std::string what;
   std::string geometry = "qwen3.5-27b";
   std::string format = "pq5";
-  std::string device = "cpu";
+  BackendFlags backend;
   std::string activations = "int8";
   int64_t layers = 0;
   int64_t vocab = 0;
@@ -77,7 +78,7 @@ std::optional<std::string> parse(int argc, char** argv, BenchOptions* o) {
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
   add_activations_flag(app.get(), &o->activations);
-  add_device_flag(app.get(), &o->device);
+  add_backend_flags(app.get(), &o->backend);
   app->option_defaults()->group("Other");
   app->add_flag("--json", o->json, "JSON on standard output");
   app->add_flag("--csv", o->csv, "CSV on standard output");
@@ -115,7 +116,7 @@ int run(Session& session, int argc, char** argv) {
   session.agree("load", [&] {
     config = named_geometry(o.geometry, o.layers, o.vocab);
     if (o.what != "comm") check_rank_count(config, comm.size());
-    backend = make_backend(o.device);
+    backend = make_rank_backend(o.backend, session.cpus());
     source = std::make_unique<SyntheticSource>(make_source(o.format));
     options.batch = o.batch;
     options.activations = o.activations == "f32" ? ActivationMode::f32 : ActivationMode::int8;

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "app/model_loading.h"
 #include "app/options.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -28,7 +29,7 @@ struct QuantizeOptions {
   std::string destination;
   RecipeFlags recipe;
   std::string export_kind;
-  std::string device = "cpu";
+  BackendFlags backend;
   bool force = false;
   bool json = false;
 };
@@ -47,7 +48,7 @@ std::optional<std::string> parse(int argc, char** argv, QuantizeOptions* o) {
   app->add_option("--export", o->export_kind, "polarquant: write SRC, a store, as a published checkpoint")
       ->type_name("KIND")
       ->check(CLI::IsMember({"polarquant"}));
-  add_device_flag(app.get(), &o->device);
+  add_backend_flags(app.get(), &o->backend);
   app->add_flag("--force", o->force, "replace a store that was made otherwise");
   app->add_flag("--json", o->json, "the report as JSON on standard output");
   const auto text = parse_command_line(app.get(), argc, argv);
@@ -161,7 +162,7 @@ int run(Session& session, int argc, char** argv) {
     job = {.source = o.source, .destination = o.destination, .recipe = make_recipe(o.recipe), .force = o.force};
     job.specs = tensor_specs(load_model_config(o.source));
     check_through(job.recipe, job.specs);
-    backend = make_backend(o.device);
+    backend = make_rank_backend(o.backend, session.cpus());
   });
   const StoreReport report = quantize_store(job, *backend, session.comm(), agree);
   if (session.rank() != 0) return 0;

@@ -63,6 +63,25 @@ void set_one_node_defaults() {
 #endif
 }
 
+cpu_set_t affinity() {
+  cpu_set_t mask;
+  CPU_ZERO(&mask);
+  // Leaves the mask empty where the machine has more CPUs than a cpu_set_t holds.
+  sched_getaffinity(0, sizeof mask, &mask);
+  return mask;
+}
+
+// The part of `mask` that the rank at `place` of `sharers` gets.
+std::vector<int> share_of(const cpu_set_t& mask, int place, int sharers) {
+  std::vector<int> cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &mask)) cpus.push_back(cpu);
+  }
+  const int count = static_cast<int>(cpus.size());
+  if (count < sharers) return {};
+  return {cpus.begin() + count * place / sharers, cpus.begin() + count * (place + 1) / sharers};
+}
+
 }  // namespace
 
 struct Session::Impl {
@@ -73,6 +92,7 @@ struct Session::Impl {
   int ranks = 1;
   int local_rank = 0;
   int local_ranks = 1;
+  std::vector<int> cpus;
   std::unique_ptr<Communicator> comm;
 
   void start_mpi(int* argc, char*** argv) {
@@ -88,8 +108,23 @@ struct Session::Impl {
     check_mpi(MPI_Comm_split_type(control, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
     check_mpi(MPI_Comm_rank(node, &local_rank), "MPI_Comm_rank");
     check_mpi(MPI_Comm_size(node, &local_ranks), "MPI_Comm_size");
+    cpus = share_cpus(node);
     check_mpi(MPI_Comm_free(&node), "MPI_Comm_free");
     comm = make_mpi_communicator(control);
+  }
+
+  std::vector<int> share_cpus(MPI_Comm node) const {
+    const cpu_set_t mine = affinity();
+    std::vector<cpu_set_t> all(static_cast<size_t>(local_ranks));
+    check_mpi(MPI_Allgather(&mine, sizeof mine, MPI_BYTE, all.data(), sizeof mine, MPI_BYTE, node), "MPI_Allgather");
+    int place = 0;
+    int sharers = 0;
+    for (int other = 0; other < local_ranks; ++other) {
+      if (!CPU_EQUAL(&mine, &all[static_cast<size_t>(other)])) continue;
+      place += other < local_rank;
+      ++sharers;
+    }
+    return share_of(mine, place, sharers);
   }
 
   ~Impl() {
@@ -105,6 +140,7 @@ Session::Session(std::string program, int* argc, char*** argv) : impl_(std::make
   if (launched_by_mpi()) {
     impl_->start_mpi(argc, argv);
   } else {
+    impl_->cpus = share_of(affinity(), 0, 1);
     impl_->comm = make_self_communicator();
   }
   set_log_identity(impl_->program, impl_->rank, impl_->ranks);
@@ -126,6 +162,7 @@ int Session::rank() const { return impl_->rank; }
 int Session::ranks() const { return impl_->ranks; }
 int Session::local_rank() const { return impl_->local_rank; }
 int Session::local_ranks() const { return impl_->local_ranks; }
+const std::vector<int>& Session::cpus() const { return impl_->cpus; }
 Communicator& Session::comm() { return *impl_->comm; }
 
 void Session::abort(int code) {

@@ -28,6 +28,9 @@ class Session {
   // Ranks on this node and the place among them.
   int local_rank() const;
   int local_ranks() const;
+  // The CPUs this rank may run on: its affinity mask, shared out in order among the ranks of the node that have the same one. Empty
+  // when those are more than the CPUs, or the mask is unknown.
+  const std::vector<int>& cpus() const;
   Communicator& comm();
 
   // Runs `work` on every rank, then all ranks learn whether any threw: all throw the error of the lowest failing rank (its message

@@ -152,10 +152,7 @@ std::vector<BenchRow> bench_kernels(const ModelConfig& config, WeightSource& sou
         backend.prepare({.x = x.as<float>(),
                          .tokens = tokens,
                          .dim = m.cols,
-                         .mode = mode,
-                         .rotated = nullptr,
-                         .codes = codes.as<int8_t>(),
-                         .scales = scales.as<float>()});
+                         .prepared = {.mode = mode, .rotated = nullptr, .codes = codes.as<int8_t>(), .scales = scales.as<float>()}});
         a.codes = codes.as<int8_t>();
         a.scales = scales.as<float>();
       }

@@ -50,7 +50,7 @@ int64_t attention_scratch_floats(const LocalShape& s, const ModelConfig& config)
 }
 
 // gate, up.
-int64_t mlp_scratch_floats(const LocalShape& s) { return 2 * s.intermediate; }
+int64_t mlp_scratch_floats(const LocalShape& s) { return s.intermediate; }
 
 WorkspaceSize workspace_size(const ModelConfig& config, const RuntimeOptions& options, int ranks) {
   const LocalShape s = local_shape(config, ranks);

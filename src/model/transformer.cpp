@@ -137,24 +137,46 @@ struct Transformer::Impl {
         throw Error(ErrorKind::internal, fmt::format("logits of row {} asked of {} tokens", index, tokens));
   }
 
-  // The shared input of one or more matrices; `coded` says whether any of them is PolarQuant-coded.
-  Activation prepare(const float* x, int64_t tokens, int64_t dim, bool coded) {
-    Activation a{.mode = options.activations, .tokens = tokens, .dim = dim, .raw = x};
-    if (!coded) return a;
-    PrepareArgs args{
-        .x = x, .tokens = tokens, .dim = dim, .mode = options.activations, .rotated = nullptr, .codes = nullptr, .scales = nullptr};
+  // Where the coded form of an input [tokens, dim] goes.
+  Prepared prepared_area(int64_t tokens, int64_t dim) const {
+    Prepared area{.mode = options.activations};
     if (options.activations == ActivationMode::f32) {
-      args.rotated = reinterpret_cast<float*>(activation_area);
+      area.rotated = reinterpret_cast<float*>(activation_area);
     } else {
-      const int64_t code_bytes = (tokens * dim + 255) / 256 * 256;
-      args.codes = reinterpret_cast<int8_t*>(activation_area);
-      args.scales = reinterpret_cast<float*>(activation_area + code_bytes);
+      area.codes = reinterpret_cast<int8_t*>(activation_area);
+      area.scales = reinterpret_cast<float*>(activation_area + (tokens * dim + 255) / 256 * 256);
     }
-    backend.prepare(args);
-    a.rotated = args.rotated;
-    a.codes = args.codes;
-    a.scales = args.scales;
-    return a;
+    return area;
+  }
+
+  Activation activation(const float* x, int64_t tokens, int64_t dim, const Prepared& prepared) const {
+    return {.mode = options.activations,
+            .tokens = tokens,
+            .dim = dim,
+            .raw = x,
+            .rotated = prepared.rotated,
+            .codes = prepared.codes,
+            .scales = prepared.scales};
+  }
+
+  // The input of a matrix, or, after a norm, of all that read it; `coded` says whether any of them is PolarQuant-coded.
+  Activation prepare(const float* x, int64_t tokens, int64_t dim, bool coded) {
+    const Prepared area = coded ? prepared_area(tokens, dim) : Prepared{.mode = options.activations};
+    if (coded) backend.prepare({.x = x, .tokens = tokens, .dim = dim, .prepared = area});
+    return activation(x, tokens, dim, area);
+  }
+
+  Activation norm(const float* weight, int64_t tokens, bool coded) {
+    const Prepared area = coded ? prepared_area(tokens, config.hidden) : Prepared{.mode = options.activations};
+    backend.rms_norm({.y = normed,
+                      .x = hidden,
+                      .weight = weight,
+                      .rows = tokens,
+                      .dim = config.hidden,
+                      .eps = config.rms_norm_eps,
+                      .weight_offset = 1.0f,
+                      .prepared = area});
+    return activation(normed, tokens, config.hidden, area);
   }
 
   void linear(float* y, const Activation& x, const Matrix& w) { backend.linear({.y = y, .x = x, .w = w}); }
@@ -179,26 +201,15 @@ struct Transformer::Impl {
     backend.upload(data, host_staging.data(), 4 * count);
   }
 
-  void norm(const float* weight, int64_t tokens) {
-    backend.rms_norm({.y = normed,
-                      .x = hidden,
-                      .weight = weight,
-                      .rows = tokens,
-                      .dim = config.hidden,
-                      .eps = config.rms_norm_eps,
-                      .weight_offset = 1.0f});
-  }
-
-  void delta_layer(const DeltaWeights& w, LayerState& state, int64_t tokens, Spans spans) {
+  void delta_layer(const float* input_norm, const DeltaWeights& w, LayerState& state, int64_t tokens, Spans spans) {
     float* qkv = scratch;
     float* convolved = qkv + tokens * shape.conv_channels;
     float* z = convolved + tokens * shape.conv_channels;
     float* b = z + tokens * shape.value_width;
     float* a = b + tokens * shape.value_heads;
     float* y = a + tokens * shape.value_heads;
-    const Activation x =
-        prepare(normed, tokens, config.hidden,
-                is_polar(w.in_proj_qkv) || is_polar(w.in_proj_z) || is_polar(w.in_proj_b) || is_polar(w.in_proj_a));
+    const bool coded = is_polar(w.in_proj_qkv) || is_polar(w.in_proj_z) || is_polar(w.in_proj_b) || is_polar(w.in_proj_a);
+    const Activation x = norm(input_norm, tokens, coded);
     linear(qkv, x, w.in_proj_qkv);
     linear(z, x, w.in_proj_z);
     linear(b, x, w.in_proj_b);
@@ -227,13 +238,13 @@ struct Transformer::Impl {
     linear(partial, prepare(y, tokens, shape.value_width, is_polar(w.out_proj)), w.out_proj);
   }
 
-  void attention_layer(const AttentionWeights& w, LayerState& state, int64_t tokens, Spans spans) {
+  void attention_layer(const float* input_norm, const AttentionWeights& w, LayerState& state, int64_t tokens, Spans spans) {
     float* q_gate = scratch;
     float* k = q_gate + tokens * 2 * shape.attention_width;
     float* v = k + tokens * shape.kv_heads * config.head_dim;
     float* q = v + tokens * shape.kv_heads * config.head_dim;
     float* y = q + tokens * shape.attention_width;
-    const Activation x = prepare(normed, tokens, config.hidden, is_polar(w.q_proj) || is_polar(w.k_proj) || is_polar(w.v_proj));
+    const Activation x = norm(input_norm, tokens, is_polar(w.q_proj) || is_polar(w.k_proj) || is_polar(w.v_proj));
     linear(q_gate, x, w.q_proj);
     linear(k, x, w.k_proj);
     linear(v, x, w.v_proj);
@@ -254,13 +265,10 @@ struct Transformer::Impl {
   }
 
   void mlp(const LayerWeights& w, int64_t tokens) {
-    float* gate = scratch;
-    float* up = gate + tokens * shape.intermediate;
-    const Activation x = prepare(normed, tokens, config.hidden, is_polar(w.gate_proj) || is_polar(w.up_proj));
-    linear(gate, x, w.gate_proj);
-    linear(up, x, w.up_proj);
-    backend.silu_mul({.y = gate, .gate = gate, .up = up, .count = tokens * shape.intermediate});
-    linear(partial, prepare(gate, tokens, shape.intermediate, is_polar(w.down_proj)), w.down_proj);
+    float* inner = scratch;
+    const Activation x = norm(w.post_norm, tokens, is_polar(w.gate_proj) || is_polar(w.up_proj));
+    backend.swiglu({.y = inner, .x = x, .gate = w.gate_proj, .up = w.up_proj});
+    linear(partial, prepare(inner, tokens, shape.intermediate, is_polar(w.down_proj)), w.down_proj);
   }
 
   void run(const Step& step, const std::function<void(int64_t, const float*)>& consume) {
@@ -274,13 +282,11 @@ struct Transformer::Impl {
     for (int64_t layer = 0; layer < config.layers; ++layer) {
       const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
       LayerState& state = states[static_cast<size_t>(layer)];
-      norm(w.input_norm, tokens);
       if (config.layer_kinds[static_cast<size_t>(layer)] == LayerKind::delta)
-        delta_layer(w.delta, state, tokens, spans);
+        delta_layer(w.input_norm, w.delta, state, tokens, spans);
       else
-        attention_layer(w.attention, state, tokens, spans);
+        attention_layer(w.input_norm, w.attention, state, tokens, spans);
       reduce_into_residual(tokens);
-      norm(w.post_norm, tokens);
       mlp(w, tokens);
       reduce_into_residual(tokens);
     }

@@ -90,6 +90,29 @@ TEST(Run, OtherFormatsAreTheSameAtEveryRankCount) {
   }
 }
 
+TEST(Run, ThreadsAndInstructionSetsDoNotChangeTheBits) {
+  const Words arguments = {"-p", kPrompt, "-n", "4", "--temp", "0"};
+  const json alone = run_json(0, test::demo_path(), arguments);
+  const std::pair<int, Words> cases[] = {
+      {0, {"-t", "1"}}, {0, {"-t", "3"}}, {2, {"-t", "2"}}, {0, {"--isa", "generic"}}, {2, {"--isa", "generic", "-t", "1"}}};
+  for (const auto& [ranks, words] : cases) {
+    Words other = arguments;
+    other.insert(other.end(), words.begin(), words.end());
+    EXPECT_EQ(run_json(ranks, test::demo_path(), other)["logits_hash"], alone["logits_hash"]) << words[0] << words[1];
+  }
+}
+
+TEST(Run, TheBannerNamesInstructionSetAndThreads) {
+  const auto result = run_demo(0, {"-p", "a", "-n", "1", "-t", "3", "--isa", "generic"});
+  EXPECT_EQ(result.code, 0);
+  EXPECT_THAT(result.err, HasSubstr("cpu (generic, 3 threads)"));
+}
+
+TEST(Run, AnUnknownInstructionSetIsRefused) {
+  const std::string line = refusal(run_demo(2, {"-p", "a", "--isa", "mmx"}), {64});
+  EXPECT_THAT(line, HasSubstr("there is no instruction set 'mmx'; known are generic"));
+}
+
 TEST(Run, AStoreGivesTheBitsOfTheCheckpoint) {
   test::TemporaryDirectory directory;
   const std::string store = directory.path() + "/store";
@@ -306,7 +329,7 @@ TEST(Run, HelpFitsItsScreen) {
   EXPECT_EQ(result.code, 0);
   EXPECT_EQ(result.err, "");
   const auto lines = test::lines_of(result.out);
-  EXPECT_LE(lines.size(), 40u);
+  EXPECT_LE(lines.size(), 45u);
   for (const std::string& line : lines) EXPECT_LE(line.size(), 100u) << line;
   EXPECT_THAT(run(2, {"--version"}).out, MatchesRegex("pq-run [0-9]+\\.[0-9]+\\.[0-9]+\n"));
 }

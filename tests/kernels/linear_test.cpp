@@ -224,6 +224,31 @@ TEST_P(LinearTest, RankCountsGiveTheSameBits) {
   }
 }
 
+// One pass gives the bits of two products and the function between them, whatever the formats and units of the two matrices.
+TEST_P(LinearTest, SwigluIsTwoProducts) {
+  const OwnedMatrix gate = random_matrix({WeightFormat::polar, 5}, 40, 512, 1, 1);
+  for (const MatrixKind& kind :
+       {MatrixKind{WeightFormat::polar, 5}, {WeightFormat::polar, 6}, {WeightFormat::int4}, {WeightFormat::bf16}}) {
+    const OwnedMatrix up = random_matrix(kind, 40, 512, 2, 2);
+    for (const int64_t tokens : {0, 1, 5, 33}) {
+      const Input input(tokens, 512, 3);
+      const Activation x = input.activation(ActivationMode::int8);
+      Guarded<float> y(tokens * 40), expected(tokens * 40);
+      backend_->swiglu({.y = y.data(), .x = x, .gate = gate.matrix, .up = up.matrix});
+      const std::vector<float> g = run_linear(*backend_, x, gate.matrix);
+      const std::vector<float> u = run_linear(*backend_, x, up.matrix);
+      // Matrices of one column: the products of an input of 1 are the weights.
+      const float one = 1.0f;
+      backend_->swiglu({.y = expected.data(),
+                        .x = {.tokens = 1, .dim = 1, .raw = &one},
+                        .gate = {.rows = tokens * 40, .cols = 1, .data = g.data()},
+                        .up = {.rows = tokens * 40, .cols = 1, .data = u.data()}});
+      EXPECT_TRUE(y.intact());
+      EXPECT_TRUE(same_bits(y.values(), expected.values()));
+    }
+  }
+}
+
 TEST_P(LinearTest, PrepareAgrees) {
   for (int64_t dim : {128, 384, 5120}) {
     for (int64_t tokens : {0, 1, 3}) {
@@ -242,21 +267,18 @@ TEST_P(LinearTest, PrepareAgrees) {
       PrepareArgs args{.x = x.data(),
                        .tokens = tokens,
                        .dim = dim,
-                       .mode = ActivationMode::f32,
-                       .rotated = rotated.data(),
-                       .codes = nullptr,
-                       .scales = nullptr};
+                       .prepared = {.mode = ActivationMode::f32, .rotated = rotated.data(), .codes = nullptr, .scales = nullptr}};
       backend_->prepare(args);
-      args.rotated = generic_rotated.data();
+      args.prepared.rotated = generic_rotated.data();
       generic_->prepare(args);
-      args.rotated = expected.data();
+      args.prepared.rotated = expected.data();
       reference_->prepare(args);
-      args.mode = ActivationMode::int8;
-      args.codes = codes.data();
-      args.scales = scales.data();
+      args.prepared.mode = ActivationMode::int8;
+      args.prepared.codes = codes.data();
+      args.prepared.scales = scales.data();
       backend_->prepare(args);
-      args.codes = generic_codes.data();
-      args.scales = generic_scales.data();
+      args.prepared.codes = generic_codes.data();
+      args.prepared.scales = generic_scales.data();
       generic_->prepare(args);
       EXPECT_TRUE(rotated.intact() && scales.intact() && codes.intact());
       EXPECT_TRUE(same_bits(rotated.values(), generic_rotated.values()));

@@ -95,14 +95,19 @@ TEST_P(OpsTest, NormsAgree) {
   }
 }
 
-TEST_P(OpsTest, SiluMulAndAddAgree) {
+// Matrices of one column: the products of an input of 1 are the weights.
+TEST_P(OpsTest, SwigluAndAddAgree) {
+  const float one = 1.0f;
   for (int64_t count : {0, 1, 15, 16, 17, 128, 1000}) {
     std::vector<float> gate = normals(count, 1, 6.0);
     const std::vector<float> up = normals(count, 2, 3.0);
     for (int64_t i = 0; i < std::min<int64_t>(count, 4); ++i) gate[i] = (i % 2 ? 1.0f : -1.0f) * (i < 2 ? 200.0f : 0.0f);
     const auto multiply = [&](Backend& backend) {
       Guarded<float> y(count);
-      backend.silu_mul({.y = y.data(), .gate = gate.data(), .up = up.data(), .count = count});
+      backend.swiglu({.y = y.data(),
+                      .x = {.tokens = 1, .dim = 1, .raw = &one},
+                      .gate = {.rows = count, .cols = 1, .data = gate.data()},
+                      .up = {.rows = count, .cols = 1, .data = up.data()}});
       EXPECT_TRUE(y.intact());
       return y.values();
     };
@@ -113,17 +118,39 @@ TEST_P(OpsTest, SiluMulAndAddAgree) {
     // Where exp is clamped the result is below 200 * 3e-38 * |up|.
     for (size_t i = 0; i < y.size(); ++i) bound.push_back((kExpEps + 3 * kEps) * std::abs(expected[i]) + 1e-34);
     EXPECT_TRUE(within(y, expected, bound));
-    for (bool over_gate : {true, false}) {
-      std::vector<float> in_place = over_gate ? gate : up;
-      backend_->silu_mul({.y = in_place.data(),
-                          .gate = over_gate ? in_place.data() : gate.data(),
-                          .up = over_gate ? up.data() : in_place.data(),
-                          .count = count});
-      EXPECT_TRUE(same_bits(in_place, y));
-    }
     std::vector<float> sum = up;
     backend_->add({.y = sum.data(), .x = gate.data(), .count = count});
     for (int64_t i = 0; i < count; ++i) EXPECT_EQ(sum[i], up[i] + gate[i]);
+  }
+}
+
+TEST_P(OpsTest, PreparedNormIsNormThenPrepare) {
+  for (const ActivationMode mode : {ActivationMode::int8, ActivationMode::f32}) {
+    const int64_t rows = 5, dim = 384;
+    const std::vector<float> x = normals(rows * dim, 4), weight = normals(dim, 5);
+    std::vector<float> y(x.size()), fused_y(x.size()), rotated(x.size()), fused_rotated(x.size());
+    std::vector<int8_t> codes(x.size()), fused_codes(x.size());
+    std::vector<float> scales(x.size() / kBlock), fused_scales(x.size() / kBlock);
+    const bool wide = mode == ActivationMode::f32;
+    RmsNormArgs args{.y = y.data(), .x = x.data(), .weight = weight.data(), .rows = rows, .dim = dim, .eps = 1e-6f, .weight_offset = 1.0f};
+    backend_->rms_norm(args);
+    backend_->prepare({.x = y.data(),
+                       .tokens = rows,
+                       .dim = dim,
+                       .prepared = {.mode = mode,
+                                    .rotated = wide ? rotated.data() : nullptr,
+                                    .codes = wide ? nullptr : codes.data(),
+                                    .scales = wide ? nullptr : scales.data()}});
+    args.y = fused_y.data();
+    args.prepared = {.mode = mode,
+                     .rotated = wide ? fused_rotated.data() : nullptr,
+                     .codes = wide ? nullptr : fused_codes.data(),
+                     .scales = wide ? nullptr : fused_scales.data()};
+    backend_->rms_norm(args);
+    EXPECT_TRUE(same_bits(y, fused_y));
+    EXPECT_TRUE(same_bits(rotated, fused_rotated));
+    EXPECT_TRUE(same_bits(scales, fused_scales));
+    EXPECT_EQ(codes, fused_codes);
   }
 }
 

@@ -82,10 +82,7 @@ std::vector<float> rotated(Backend& backend, const std::vector<float>& x) {
   backend.prepare({.x = x.data(),
                    .tokens = 1,
                    .dim = static_cast<int64_t>(x.size()),
-                   .mode = ActivationMode::f32,
-                   .rotated = y.data(),
-                   .codes = nullptr,
-                   .scales = nullptr});
+                   .prepared = {.mode = ActivationMode::f32, .rotated = y.data(), .codes = nullptr, .scales = nullptr}});
   return y;
 }
 

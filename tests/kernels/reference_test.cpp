@@ -100,12 +100,9 @@ TEST_P(PencilTest, Prepare) {
   PrepareArgs args{.x = x.data(),
                    .tokens = 1,
                    .dim = 3 * kBlock,
-                   .mode = ActivationMode::f32,
-                   .rotated = rotated.data(),
-                   .codes = codes.data(),
-                   .scales = scales.data()};
+                   .prepared = {.mode = ActivationMode::f32, .rotated = rotated.data(), .codes = codes.data(), .scales = scales.data()}};
   backend_->prepare(args);
-  args.mode = ActivationMode::int8;
+  args.prepared.mode = ActivationMode::int8;
   backend_->prepare(args);
   EXPECT_NEAR(rotated[0], root, 1e-6f);
   EXPECT_EQ(codes[0], 127);
@@ -136,10 +133,7 @@ TEST_P(PencilTest, PrepareRoundsToNearest) {
     backend_->prepare({.x = x.data(),
                        .tokens = 1,
                        .dim = kBlock,
-                       .mode = ActivationMode::int8,
-                       .rotated = rotated.data(),
-                       .codes = codes.data(),
-                       .scales = &scale});
+                       .prepared = {.mode = ActivationMode::int8, .rotated = rotated.data(), .codes = codes.data(), .scales = &scale}});
     EXPECT_NEAR(scale, 11.3137085f, 1e-5f);
     EXPECT_EQ(codes[0], 127);
     EXPECT_EQ(codes[1], code) << value;
@@ -245,12 +239,17 @@ TEST_P(PencilTest, LinearAndDecodePolar) {
   for (int64_t i = 1; i < kBlock; ++i) EXPECT_EQ(decoded[i], 0.0f);
 }
 
-TEST_P(PencilTest, SiluMulAndAdd) {
+TEST_P(PencilTest, SwigluAndAdd) {
   const float ln3 = std::log(3.0f);
   const std::array<float, 4> gate = {0.0f, ln3, -ln3, 50.0f};
   const std::array<float, 4> up = {5.0f, 4.0f, 4.0f, 2.0f};
+  // Matrices of one column: the products of an input of 1 are the weights.
+  const float one = 1.0f;
   std::array<float, 4> y;
-  backend_->silu_mul({.y = y.data(), .gate = gate.data(), .up = up.data(), .count = 4});
+  backend_->swiglu({.y = y.data(),
+                    .x = {.tokens = 1, .dim = 1, .raw = &one},
+                    .gate = {.rows = 4, .cols = 1, .data = gate.data()},
+                    .up = {.rows = 4, .cols = 1, .data = up.data()}});
   EXPECT_EQ(y[0], 0.0f);
   EXPECT_NEAR(y[1], 3.0f * ln3, 4 * kUlp);   // sigmoid(ln 3) = 3/4
   EXPECT_NEAR(y[2], -1.0f * ln3, 2 * kUlp);  // sigmoid(-ln 3) = 1/4

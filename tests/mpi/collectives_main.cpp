@@ -1,8 +1,10 @@
 // MPI collectives and the session's own exchange under mpirun: the checks of collective_cases.h with whole and with small pieces,
 // agree with each rank failing in turn, messages of many sizes, places on the node.
 #include <mpi.h>
+#include <sched.h>
 
 #include <cstdio>
+#include <vector>
 
 #include "comm/mpi_comm.h"
 #include "comm/session.h"
@@ -45,6 +47,22 @@ void check_agree(pq::Session& session) {
   }
 }
 
+// Ranks of one node with one affinity mask: parts that do not meet, of equal size up to one, unless there are too few CPUs.
+void check_cpus(pq::Session& session) {
+  std::vector<int> taken(CPU_SETSIZE);
+  for (const int cpu : session.cpus()) taken[static_cast<size_t>(cpu)] = 1;
+  std::vector<int> all(taken.size() * static_cast<size_t>(session.ranks()));
+  session.comm().all_gather(taken.data(), static_cast<int64_t>(sizeof(int) * taken.size()), all.data());
+  cpu_set_t mask;
+  expect_true(sched_getaffinity(0, sizeof mask, &mask) == 0, "sched_getaffinity");
+  for (size_t cpu = 0; cpu < taken.size(); ++cpu) {
+    int owners = 0;
+    for (int rank = 0; rank < session.ranks(); ++rank) owners += all[static_cast<size_t>(rank) * taken.size() + cpu];
+    const bool enough = CPU_COUNT(&mask) >= session.ranks();
+    expect_true(owners == (enough && CPU_ISSET(cpu, &mask) ? 1 : 0), "a CPU belongs to one rank");
+  }
+}
+
 void check_messages(pq::Session& session) {
   for (const int64_t bytes : {0, 1, 100, 4096, 70000, 3000000}) {
     std::vector<uint8_t> message;
@@ -72,6 +90,7 @@ int main(int argc, char** argv) {
       expect(pq::test::check_collectives(*pieces));
       expect(pq::test::check_tree_order(*pieces));
     }
+    check_cpus(session);
     check_agree(session);
     check_messages(session);
     return 0;
