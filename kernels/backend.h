@@ -291,7 +291,10 @@ struct EncodeError {
 // PolarQuant encoder (spec polarquant §1.1) by 128-blocks of w [rows, cols] fp32 host or device memory of the backend,
 // cols % 128 == 0. codes: packed, [rows][cols / 128][16 * bits]; norms fp16 [rows][cols / 128], raw L2 convention
 // w = norm * c[code] / sqrt(128) rotated back. scale_search: per block, multipliers of the norm are tried, the gain refitted by least
-// squares, the one with the least squared error kept. Throws ErrorKind::input when a weight is not finite or a norm overflows fp16.
+// squares, the one with the least squared error kept, the first of equals; without it, codes are the first of the nearest centroids.
+// Sums over a block are taken in 16 interleaved lanes folded by halves: the squares and the error in double, the refit in fp32 fma.
+// Errors are added block by block within a row, then row by row. Throws ErrorKind::input when a weight is not finite or a norm
+// overflows fp16.
 struct PolarEncodeArgs {
   uint8_t* codes;
   uint16_t* norms;

@@ -1,18 +1,18 @@
-// The PolarQuant encoder and the INT4 encoder. Blocks are independent; a block's codes depend on its 128 weights only.
+// Tables and rows of the PolarQuant encoder (its blocks are cpu/encode_body.h), and the INT4 encoder. A block's codes depend on its
+// 128 weights only.
 #include "kernels/encode.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
-#include <vector>
 
 #include "base/error.h"
 #include "base/tensor.h"
 #include "kernels/check.h"
 #include "kernels/cpu/kernels.h"
-#include "kernels/hadamard.h"
 #include "kernels/polar.h"
 
 namespace pq {
@@ -28,151 +28,83 @@ struct SearchRange {
 constexpr SearchRange kSearchRange[9] = {
     {}, {}, {0.36f, 0.70f}, {0.58f, 0.96f}, {0.80f, 1.06f}, {0.91f, 1.34f}, {0.96f, 1.40f}, {0.98f, 1.40f}, {0.98f, 1.40f}};
 
-// Finds the magnitude index of |z|: the number of midpoints below it. A bucket holds the count at its lower end; `steps`
-// comparisons settle the rest.
-struct MagnitudeFinder {
-  static constexpr int kBuckets = 1024;
-  float per_unit = 0;
-  int steps = 0;
-  std::array<int32_t, kBuckets> first{};
-  std::array<float, 129> midpoint{};  // ends with infinity
-
-  explicit MagnitudeFinder(const Codebook& book) {
-    const int64_t count = static_cast<int64_t>(book.magnitudes.size());
-    midpoint.fill(INFINITY);
-    for (int64_t i = 0; i + 1 < count; ++i) midpoint[i] = 0.5f * (book.magnitudes[i] + book.magnitudes[i + 1]);
-    per_unit = static_cast<float>(kBuckets - 1) / book.magnitudes.back();
-    for (int b = 0; b < kBuckets; ++b) {
-      int inside = 0;
-      for (int64_t i = 0; i + 1 < count; ++i) {
-        first[b] += bucket(midpoint[i]) < b;
-        inside += bucket(midpoint[i]) == b;
-      }
-      steps = std::max(steps, inside);
-    }
+// The largest a >= 0 of those below `end` for which keeps(a), or -1 when there is none. keeps holds up to a point and not at `end`.
+template <typename Keeps>
+float last_kept(float end, Keeps keeps) {
+  if (end <= 0.0f || !keeps(0.0f)) return -1.0f;
+  uint32_t kept = 0;
+  uint32_t lost = std::bit_cast<uint32_t>(end);
+  while (lost - kept > 1) {
+    const uint32_t middle = kept + (lost - kept) / 2;
+    (keeps(std::bit_cast<float>(middle)) ? kept : lost) = middle;
   }
-  int bucket(float magnitude) const { return static_cast<int>(std::min(magnitude * per_unit, static_cast<float>(kBuckets - 1))); }
-  int find(float magnitude) const {
-    int m = first[bucket(magnitude)];
-    for (int i = 0; i < steps; ++i) m += magnitude > midpoint[m];
-    return m;
-  }
-};
-
-void rotate(float* v) {
-  hadamard_butterflies(v);
-  const float factor = static_cast<float>(1.0 / std::sqrt(128.0));
-  for (int i = 0; i < 128; ++i) v[i] *= factor;
+  return std::bit_cast<float>(kept);
 }
 
-// Index of the nearest centroid by the fp32 distance, the first of equals, starting from a guess that is off by one at most.
-uint8_t nearest(const std::vector<float>& centroids, float z, int guess) {
-  const int count = static_cast<int>(centroids.size());
-  int best = std::max(guess - 1, 0);
-  for (int k = best + 1; k <= std::min(guess + 1, count - 1); ++k) {
-    if (std::abs(z - centroids[k]) < std::abs(z - centroids[best])) best = k;
+// first[b] and steps for `buckets` buckets; 2 to 128 magnitudes.
+template <typename T>
+void fill_buckets(EncodeTable* table, int magnitudes, int buckets, T* first) {
+  const int bounds = magnitudes - 1;
+  std::array<int64_t, 128> low, high;
+  const int last = bounds - 1;
+  const float end = std::max({table->bound[last], table->signed_bound[0][last], table->signed_bound[1][last]});
+  const float per_unit = static_cast<float>(buckets - 2) / end;
+  // One bucket holds everything of a table whose scale is beyond what fp32 products of it can bear.
+  table->per_unit = per_unit > 1e-15f && per_unit < 1e15f ? per_unit : 0.0f;
+  table->last_bucket = kBucketZero + static_cast<float>(buckets - 1);
+  for (int m = 0; m < bounds; ++m) {
+    const auto [least, most] = std::minmax({table->bound[m], table->signed_bound[0][m], table->signed_bound[1][m]});
+    // The roundings of a bucket move it by 4 * 2^-24 of its number at most.
+    low[m] = std::llround(std::max(least, 0.0f) * (1.0 - 1e-6) * table->per_unit);
+    high[m] = std::llround(most * (1.0 + 1e-6) * table->per_unit);
   }
-  return static_cast<uint8_t>(best);
+  int below = 0;
+  int reached = 0;
+  table->steps = 1;
+  for (int b = 0; b < buckets; ++b) {
+    while (below < bounds && high[below] < b) ++below;
+    while (reached < bounds && low[reached] <= b) ++reached;
+    first[b] = static_cast<T>(below);
+    table->steps = std::max(table->steps, reached - below);
+  }
 }
 
-struct Block {
-  std::array<uint8_t, kBlock> codes;
-  uint16_t norm;
-};
-
-class PolarEncoder {
- public:
-  PolarEncoder(const Codebook& book, bool scale_search, Isa isa)
-      : book_(book), finder_(book), kernels_(kernels_of(isa)), scale_search_(scale_search) {}
-
-  // w must be finite. The norm may come out infinite, which the caller refuses.
-  Block encode(const float* w, EncodeError* error) const {
-    double squares = 0.0;
-    for (int64_t i = 0; i < kBlock; ++i) squares += static_cast<double>(w[i]) * w[i];
-    const float norm = std::max(static_cast<float>(std::sqrt(squares)), 1e-10f);
-    std::array<float, kBlock> z;
-    for (int64_t i = 0; i < kBlock; ++i) z[i] = w[i] / norm;
-    rotate(z.data());
-    for (float& value : z) value *= 11.3137085f;
-    Block block;
-    if (scale_search_) {
-      search(z.data(), norm, &block);
-    } else {
-      plain(z.data(), &block);
-      block.norm = f32_to_f16(norm);
-    }
-    if (error != nullptr) {
-      const double gain = f16_to_f32(block.norm) / static_cast<double>(norm);
-      double sum = 0.0;
-      for (int64_t i = 0; i < kBlock; ++i) {
-        const double difference = z[i] - gain * book_.centroids[block.codes[i]];
-        sum += difference * difference;
-      }
-      error->squared_error += sum * static_cast<double>(norm) * norm / 128.0;
-      error->squared_norm += squares;
-    }
-    return block;
+EncodeTable make_table(const Codebook& book, const Kernels& kernels) {
+  EncodeTable table;
+  const int half = static_cast<int>(book.magnitudes.size());
+  table.bits = book.bits;
+  table.tries = kSteps + 1;
+  table.largest = book.magnitudes.back();
+  const SearchRange range = kSearchRange[book.bits];
+  std::fill_n(table.multiplier, kEncodeTries, 1.0f);
+  for (int k = 0; k < kSteps; ++k) {
+    table.multiplier[k + 1] = range.low + (range.high - range.low) * static_cast<float>(k) / (kSteps - 1);
   }
-
- private:
-  void plain(const float* z, Block* block) const {
-    const int half = static_cast<int>(book_.magnitudes.size());
-    for (int64_t i = 0; i < kBlock; ++i) {
-      const int m = finder_.find(std::abs(z[i]));
-      block->codes[i] = nearest(book_.centroids, z[i], z[i] > 0.0f ? half + m : half - 1 - m);
-    }
+  for (float* bounds : {table.bound, table.signed_bound[0], table.signed_bound[1]}) std::fill_n(bounds, 128, INFINITY);
+  for (int m = 0; m < half; ++m) {
+    table.magnitude[m] = book.magnitudes[m];
+    table.centroid[0][m] = book.centroids[half + m];
+    table.centroid[1][m] = book.centroids[half - 1 - m];
   }
-
-  // Squared error of a candidate with its gain refitted and rounded to what fp16 can hold, against sum z^2 = `energy`.
-  void search(const float* z, float norm, Block* block) const {
-    const int half = static_cast<int>(book_.magnitudes.size());
-    std::array<float, kBlock> absolute;
-    double energy = 0.0;
-    float largest = 0.0f;
-    for (int64_t i = 0; i < kBlock; ++i) {
-      absolute[i] = std::abs(z[i]);
-      largest = std::max(largest, absolute[i]);
-      energy += static_cast<double>(z[i]) * z[i];
-    }
-    std::array<int32_t, kBlock> index;
-    std::array<int32_t, kBlock> best_index{};
-    double best = INFINITY;
-    uint16_t best_norm = f32_to_f16(norm);
-    const float ratio = largest / book_.magnitudes.back();
-    const SearchRange range = kSearchRange[book_.bits];
-    const ScaleTry scale_try{.absolute = absolute.data(),
-                             .first = finder_.first.data(),
-                             .midpoint = finder_.midpoint.data(),
-                             .magnitude = book_.magnitudes.data(),
-                             .per_unit = finder_.per_unit,
-                             .steps = finder_.steps};
-    for (int k = 0; k <= kSteps; ++k) {
-      const float multiplier =
-          k == 0 ? 1.0f : ratio * (range.low + (range.high - range.low) * static_cast<float>(k - 1) / (kSteps - 1));
-      if (!(multiplier > 0.0f)) break;
-      float zc;
-      float cc;
-      kernels_.scale_try(scale_try, 1.0f / multiplier, index.data(), &zc, &cc);
-      const uint16_t stored = f32_to_f16(static_cast<float>(norm * (static_cast<double>(zc) / cc)));
-      const double gain = f16_to_f32(stored) / static_cast<double>(norm);
-      const double error = energy - 2.0 * gain * zc + gain * gain * cc;
-      if (error < best) {
-        best = error;
-        best_norm = stored;
-        best_index = index;
-      }
-    }
-    block->norm = best_norm;
-    for (int64_t i = 0; i < kBlock; ++i) {
-      block->codes[i] = static_cast<uint8_t>(z[i] > 0.0f ? half + best_index[i] : half - 1 - best_index[i]);
-    }
+  for (int m = 0; m + 1 < half; ++m) {
+    table.bound[m] = 0.5f * (book.magnitudes[m] + book.magnitudes[m + 1]);
+    const float* up = table.centroid[0] + m;
+    const float* down = table.centroid[1] + m;
+    table.signed_bound[0][m] = last_kept(up[1], [&](float a) { return std::abs(a - up[0]) <= std::abs(a - up[1]); });
+    table.signed_bound[1][m] = last_kept(-down[1], [&](float a) { return std::abs(-a - down[0]) < std::abs(-a - down[1]); });
   }
-
-  const Codebook& book_;
-  MagnitudeFinder finder_;
-  const Kernels& kernels_;
-  bool scale_search_;
-};
+  const float up = table.centroid[0][0];
+  const float down = table.centroid[1][0];
+  const auto is_down = [&](float z) { return std::abs(z - down) <= std::abs(z - up); };
+  table.centre =
+      is_down(0.0f) ? last_kept(up, is_down) : -std::nextafter(last_kept(-down, [&](float a) { return !is_down(-a); }), INFINITY);
+  if (half <= kernels.encode_small_magnitudes) {
+    fill_buckets(&table, half, kernels.encode_small_buckets, table.small_first);
+    table.small = table.steps == 1;
+  }
+  if (!table.small) fill_buckets(&table, half, 1024, table.large_first);
+  return table;
+}
 
 [[noreturn]] void refuse_weight(const char* op, const float* w, int64_t row, int64_t cols, int64_t column) {
   for (int64_t c = column; c < column + kBlock; ++c) {
@@ -193,26 +125,28 @@ bool finite_block(const float* w) {
   return true;
 }
 
-bool finite_f16(uint16_t bits) { return (bits & 0x7c00u) != 0x7c00u; }
-
 }  // namespace
 
 void encode_polar(const PolarEncodeArgs& args, Isa isa) {
   check_coded_shape("polar_encode", args.rows, args.cols);
   const int bits = args.codebook->bits;
   const int64_t blocks = args.cols / kBlock;
-  const PolarEncoder encoder(*args.codebook, args.scale_search, isa);
+  const Kernels& kernels = kernels_of(isa);
+  const EncodeTable table = make_table(*args.codebook, kernels);
   EncodeError total;
   for (int64_t row = 0; row < args.rows; ++row) {
-    for (int64_t b = 0; b < blocks; ++b) {
-      const float* w = args.w + row * args.cols + b * kBlock;
-      if (!finite_block(w)) refuse_weight("polar_encode", args.w, row, args.cols, b * kBlock);
-      const Block block = encoder.encode(w, &total);
-      if (!finite_f16(block.norm)) refuse_weight("polar_encode", args.w, row, args.cols, b * kBlock);
-      const int64_t index = row * blocks + b;
-      args.norms[index] = block.norm;
-      pack_block(block.codes.data(), bits, args.codes + index * coded_block_bytes(bits));
-    }
+    EncodeError error;
+    const EncodeTile tile{.table = &table,
+                          .w = args.w + row * args.cols,
+                          .blocks = blocks,
+                          .scale_search = args.scale_search,
+                          .codes = args.codes + row * blocks * coded_block_bytes(bits),
+                          .norms = args.norms + row * blocks,
+                          .error = args.error != nullptr ? &error : nullptr};
+    const int64_t coded = kernels.encode_blocks(tile);
+    if (coded < blocks) refuse_weight("polar_encode", args.w, row, args.cols, coded * kBlock);
+    total.squared_error += error.squared_error;
+    total.squared_norm += error.squared_norm;
   }
   if (args.error != nullptr) *args.error = total;
 }

@@ -26,6 +26,8 @@ namespace avx2 {
 #include "kernels/cpu/float_body.h"
 #include "kernels/cpu/delta_body.h"
 #include "kernels/cpu/attention_body.h"
+#include "kernels/cpu/encode_avx2.h"
+#include "kernels/cpu/encode_body.h"
 #include "kernels/cpu/polar_scalar.h"
 #include "kernels/cpu/polar_avx2.h"
 // clang-format on
@@ -45,7 +47,9 @@ const Kernels kAvx2Kernels = {
     .delta = avx2::delta,
     .attention = avx2::attention,
     .store_halves = avx2::store_halves,
-    .scale_try = avx2::scale_try,
+    .encode_blocks = avx2::encode_blocks,
+    .encode_small_magnitudes = avx2::kSmallMagnitudes,
+    .encode_small_buckets = avx2::kSmallBuckets,
 };
 
 }  // namespace pq

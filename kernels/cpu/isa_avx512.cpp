@@ -32,6 +32,8 @@ namespace avx512 {
 #include "kernels/cpu/float_body.h"
 #include "kernels/cpu/delta_body.h"
 #include "kernels/cpu/attention_body.h"
+#include "kernels/cpu/encode_avx512.h"
+#include "kernels/cpu/encode_body.h"
 #include "kernels/cpu/polar_avx512.h"
 // clang-format on
 
@@ -50,7 +52,9 @@ const Kernels kAvx512Kernels = {
     .delta = avx512::delta,
     .attention = avx512::attention,
     .store_halves = avx512::store_halves,
-    .scale_try = avx512::scale_try,
+    .encode_blocks = avx512::encode_blocks,
+    .encode_small_magnitudes = avx512::kSmallMagnitudes,
+    .encode_small_buckets = avx512::kSmallBuckets,
 };
 
 }  // namespace pq

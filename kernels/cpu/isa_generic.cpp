@@ -24,6 +24,8 @@ namespace generic {
 #include "kernels/cpu/float_body.h"
 #include "kernels/cpu/delta_body.h"
 #include "kernels/cpu/attention_body.h"
+#include "kernels/cpu/encode_generic.h"
+#include "kernels/cpu/encode_body.h"
 #include "kernels/cpu/polar_scalar.h"
 // clang-format on
 
@@ -42,7 +44,9 @@ const Kernels kGenericKernels = {
     .delta = generic::delta,
     .attention = generic::attention,
     .store_halves = generic::store_halves,
-    .scale_try = generic::scale_try,
+    .encode_blocks = generic::encode_blocks,
+    .encode_small_magnitudes = generic::kSmallMagnitudes,
+    .encode_small_buckets = generic::kSmallBuckets,
 };
 
 }  // namespace pq

@@ -111,14 +111,41 @@ struct AttentionTile {
   float* scores;  // [heads, positions rounded up to 16], scratch
 };
 
-// One try of the encoder's scale search: magnitude indices of |z| * inverse and the sums over z.
-struct ScaleTry {
-  const float* absolute;  // [128]
-  const int32_t* first;   // [1024] buckets
-  const float* midpoint;  // [magnitudes + 1], ends with infinity
-  const float* magnitude;
-  float per_unit;
-  int steps;
+// Buckets of a magnitude are numbered in the low bits of a float: kBucketZero + n.
+inline constexpr float kBucketZero = 12582912.0f;
+
+// Multipliers of the norm that a scale search tries at most, in whole vectors.
+inline constexpr int kEncodeTries = 48;
+
+// A codebook as the encoder sees it. The index of a magnitude is the number of bounds below it: `first` of its bucket, then `steps`
+// comparisons with the bound of the index so far. Bounds end with infinity.
+struct EncodeTable {
+  int bits = 0;
+  int steps = 0;
+  int tries = 0;
+  bool small = false;  // small_first and one step do
+  float per_unit = 0;  // bucket of a: kBucketZero + a * per_unit, rounded to nearest even, at most last_bucket
+  float last_bucket = 0;
+  float largest = 0;  // the largest magnitude
+  float centre = 0;   // the largest z that is no nearer to the lowest centroid above zero than to the highest one below
+  alignas(64) float magnitude[128] = {};
+  alignas(64) float bound[128] = {};                // midpoints of magnitudes
+  alignas(64) float signed_bound[2][128] = {};      // the largest |z| whose code is not the next one: z > centre, and the others
+  alignas(64) float centroid[2][128] = {};          // by index: z above, and the others
+  alignas(64) float multiplier[kEncodeTries] = {};  // [1, tries): times the largest coordinate over the largest magnitude
+  alignas(64) uint8_t small_first[64] = {};
+  int32_t large_first[1024] = {};
+};
+
+// Consecutive blocks. Codes are packed; `error` may be null, else it is added to, block by block.
+struct EncodeTile {
+  const EncodeTable* table;
+  const float* w;
+  int64_t blocks;
+  bool scale_search;
+  uint8_t* codes;
+  uint16_t* norms;
+  EncodeError* error;
 };
 
 struct Kernels {
@@ -136,7 +163,11 @@ struct Kernels {
   void (*delta)(const DeltaTile& tile);
   void (*attention)(const AttentionTile& tile);
   void (*store_halves)(uint16_t* y, const float* x, int64_t count);
-  void (*scale_try)(const ScaleTry& args, float inverse, int32_t* index, float* zc, float* cc);
+  // The number of blocks before the first one with a weight that is not finite or a norm beyond fp16.
+  int64_t (*encode_blocks)(const EncodeTile& tile);
+  // Largest table, and buckets in the EncodeTable, of the encoder's fast path; 0: none.
+  int encode_small_magnitudes;
+  int encode_small_buckets;
 };
 
 extern const Kernels kGenericKernels;

@@ -95,26 +95,6 @@ PQ_INLINE Lanes butterfly(Lanes x) {
     return {butterfly<d>(x.a), butterfly<d>(x.b)};
   }
 }
-struct Index {
-  __m256i a;
-  __m256i b;
-};
-PQ_INLINE Index lookup(const int32_t* table, Lanes bucket) {
-  return {_mm256_i32gather_epi32(table, _mm256_cvttps_epi32(bucket.a), 4),
-          _mm256_i32gather_epi32(table, _mm256_cvttps_epi32(bucket.b), 4)};
-}
-PQ_INLINE Lanes gather(const float* table, Index index) {
-  return {_mm256_i32gather_ps(table, index.a, 4), _mm256_i32gather_ps(table, index.b, 4)};
-}
-PQ_INLINE Index step_above(Index index, Lanes x, Lanes y) {
-  // A true comparison is all ones, that is -1.
-  return {_mm256_sub_epi32(index.a, _mm256_castps_si256(_mm256_cmp_ps(x.a, y.a, _CMP_GT_OQ))),
-          _mm256_sub_epi32(index.b, _mm256_castps_si256(_mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ)))};
-}
-PQ_INLINE void store_index(int32_t* p, Index index) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), index.a);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), index.b);
-}
 PQ_INLINE Lanes from_int(const int32_t* p) {
   return {_mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))),
           _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8)))};

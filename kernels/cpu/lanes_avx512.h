@@ -57,11 +57,4 @@ PQ_INLINE Lanes butterfly(Lanes x) {
   constexpr __mmask16 kUpper = d == 1 ? 0xaaaa : d == 2 ? 0xcccc : d == 4 ? 0xf0f0 : 0xff00;
   return _mm512_mask_sub_ps(_mm512_add_ps(x, r), kUpper, r, x);
 }
-using Index = __m512i;
-PQ_INLINE Index lookup(const int32_t* table, Lanes bucket) { return _mm512_i32gather_epi32(_mm512_cvttps_epi32(bucket), table, 4); }
-PQ_INLINE Lanes gather(const float* table, Index index) { return _mm512_i32gather_ps(index, table, 4); }
-PQ_INLINE Index step_above(Index index, Lanes x, Lanes y) {
-  return _mm512_mask_add_epi32(index, _mm512_cmp_ps_mask(x, y, _CMP_GT_OQ), index, _mm512_set1_epi32(1));
-}
-PQ_INLINE void store_index(int32_t* p, Index index) { _mm512_storeu_si512(p, index); }
 PQ_INLINE Lanes from_int(const int32_t* p) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }

@@ -63,23 +63,5 @@ template <int d>
 PQ_INLINE Lanes butterfly(const Lanes& a) {
   PQ_LANES(l & d ? a.v[l ^ d] - a.v[l] : a.v[l] + a.v[l ^ d]);
 }
-// Indices of magnitudes as 32-bit lanes: first[bucket], then one step per comparison.
-struct Index {
-  int32_t v[16];
-};
-PQ_INLINE Index lookup(const int32_t* table, const Lanes& bucket) {
-  Index r;
-  for (int l = 0; l < 16; ++l) r.v[l] = table[static_cast<int32_t>(bucket.v[l])];
-  return r;
-}
-PQ_INLINE Lanes gather(const float* table, const Index& index) { PQ_LANES(table[index.v[l]]); }
-PQ_INLINE Index step_above(const Index& index, const Lanes& a, const Lanes& b) {
-  Index r;
-  for (int l = 0; l < 16; ++l) r.v[l] = index.v[l] + (a.v[l] > b.v[l]);
-  return r;
-}
-PQ_INLINE void store_index(int32_t* p, const Index& index) {
-  for (int l = 0; l < 16; ++l) p[l] = index.v[l];
-}
 PQ_INLINE Lanes from_int(const int32_t* p) { PQ_LANES(static_cast<float>(p[l])); }
 #undef PQ_LANES

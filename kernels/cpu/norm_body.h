@@ -92,21 +92,3 @@ PQ_FUNCTION void store_halves(uint16_t* y, const float* x, int64_t count) {
   for (; i + 16 <= count; i += 16) store_f16(y + i, load(x + i));
   for (; i < count; ++i) y[i] = f32_to_f16(x[i]);
 }
-
-PQ_FUNCTION void scale_try(const ScaleTry& t, float inverse, int32_t* index, float* zc, float* cc) {
-  Lanes sum_zc = all(0.0f);
-  Lanes sum_cc = all(0.0f);
-  const Lanes last = all(1023.0f);
-  for (int64_t i = 0; i < kBlock; i += 16) {
-    const Lanes z = load(t.absolute + i);
-    const Lanes a = mul(z, all(inverse));
-    Index m = lookup(t.first, min(mul(a, all(t.per_unit)), last));
-    for (int step = 0; step < t.steps; ++step) m = step_above(m, a, gather(t.midpoint, m));
-    const Lanes c = gather(t.magnitude, m);
-    store_index(index + i, m);
-    sum_zc = fma(z, c, sum_zc);
-    sum_cc = fma(c, c, sum_cc);
-  }
-  *zc = fold(sum_zc);
-  *cc = fold(sum_cc);
-}
