@@ -6,26 +6,16 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
-#include <fstream>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/process.h"
 #include "store/open_weights.h"
 #include "store/quantize_source.h"
 
 namespace pq {
 namespace {
-
-// A line "Name:   123 kB" of a file of /proc, in bytes; 0 when there is none.
-int64_t proc_bytes(const char* path, const std::string& name) {
-  std::ifstream file(path);
-  for (std::string line; std::getline(file, line);) {
-    if (line.rfind(name + ":", 0) == 0) return std::strtoll(line.c_str() + name.size() + 1, nullptr, 10) * 1024;
-  }
-  return 0;
-}
 
 void check_memory(const Model& model, const ModelFlags& flags, int64_t limit) {
   if (limit == 0 || model.plan.total() <= limit) return;
@@ -109,7 +99,7 @@ std::vector<RankMemory> gather_memory(Session& session, const Model& model) {
   mine.planned_bytes = model.plan.total();
   mine.weight_bytes = model.plan.weights;
   mine.allocated_bytes = model.transformer->allocated_bytes();
-  mine.resident_bytes = proc_bytes("/proc/self/status", "VmHWM");
+  mine.resident_bytes = peak_resident_bytes();
   std::vector<RankMemory> all(static_cast<size_t>(session.ranks()));
   session.comm().all_gather(&mine, sizeof mine, all.data());
   return all;

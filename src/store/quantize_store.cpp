@@ -2,7 +2,6 @@
 #include "store/quantize_store.h"
 
 #include <fmt/format.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
@@ -16,6 +15,7 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "base/process.h"
 #include "store/checkpoint.h"
 #include "store/quantizer.h"
 #include "store/shard_store.h"
@@ -365,9 +365,7 @@ StoreReport quantize_store(const StoreJob& job, Backend& backend, Communicator& 
     });
   }
 
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  const int64_t peak = static_cast<int64_t>(usage.ru_maxrss) * 1024;
+  const int64_t peak = peak_resident_bytes();
   std::vector<int64_t> peaks(comm.rank() == 0 ? static_cast<size_t>(comm.size()) : 0);
   comm.gather(&peak, sizeof peak, comm.rank() == 0 ? peaks.data() : nullptr);
 
