@@ -41,22 +41,28 @@ RuntimeOptions runtime_options(const ModelFlags& flags, const ModelConfig& confi
     throw Error(ErrorKind::usage,
                 fmt::format("-c {} exceeds the {} positions the model is made for", runtime.context, config.max_position));
   }
-  runtime.batch = std::min(flags.batch, runtime.context);
+  runtime.slots = flags.parallel;
+  runtime.batch = std::min(flags.batch, runtime.context * runtime.slots);
   runtime.activations = activation_mode(flags);
   runtime.kv_type = kv_type(flags);
   return runtime;
 }
 
-std::unique_ptr<Backend> make_rank_backend(const BackendFlags& flags, const std::vector<int>& cpus) {
+BackendOptions rank_backend_options(const BackendFlags& flags, const std::vector<int>& cpus) {
   const int available = static_cast<int>(cpus.size());
   BackendOptions options;
   options.isa = flags.isa;
   options.threads = flags.threads > 0 ? flags.threads : std::max(1, available);
   options.spin = options.threads <= available;
   if (options.threads == available) options.pin = cpus;
+  return options;
+}
+
+std::unique_ptr<Backend> make_rank_backend(const BackendFlags& flags, const std::vector<int>& cpus) {
+  const int available = static_cast<int>(cpus.size());
   if (flags.threads > 1 && available > 0 && flags.threads > available)
     log_line(fmt::format("-t {} exceeds the {} CPUs of this rank; threads will wait for each other", flags.threads, available));
-  return make_backend(flags.device, options);
+  return make_backend(flags.device, rank_backend_options(flags, cpus));
 }
 
 Model open_model(Session& session, const ModelFlags& flags) {

@@ -29,8 +29,10 @@ struct Model {
   double load_seconds = 0;
 };
 
-// The backend of this rank by the flags. Without -t as many threads as the rank has CPUs, each pinned to one; with fewer threads
-// none is pinned. Logs a line when -t exceeds the CPUs. Throws what make_backend throws.
+// Threads of this rank by the flags. Without -t as many as the rank has CPUs, each pinned to one; with fewer threads none is pinned.
+BackendOptions rank_backend_options(const BackendFlags& flags, const std::vector<int>& cpus);
+
+// The backend of this rank with those options. Logs a line when -t exceeds the CPUs. Throws what make_backend throws.
 std::unique_ptr<Backend> make_rank_backend(const BackendFlags& flags, const std::vector<int>& cpus);
 
 // Collective. Reads no weights. Throws on all ranks: ErrorKind::input for files that are not what they claim, ErrorKind::usage for

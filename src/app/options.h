@@ -39,6 +39,7 @@ struct ModelFlags {
   int64_t context = 4096;  // 0: all positions of the model; the default is cut to them
   bool context_given = false;
   int64_t batch = 256;
+  int64_t parallel = 1;      // sequences held at once
   int64_t memory_bytes = 0;  // a rank; 0: what the node has available
   std::string activations = "int8";
   std::string kv_type;  // empty: f16, or f32 with --activations f32

@@ -1,9 +1,10 @@
-// pq-bench: how fast the ranks are, as fractions of what their memory and instructions allow. Weights are synthetic, of a named
-// geometry, so that every size can be measured without a checkpoint.
+// pq-bench: how fast the ranks are, as fractions of what their memory and instructions allow. Weights are those of a store, or
+// random ones of a named geometry, so that every size can be measured without a checkpoint.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -11,7 +12,7 @@
 #include "app/model_loading.h"
 #include "app/options.h"
 #include "base/error.h"
-#include "base/log.h"
+#include "base/process.h"
 #include "comm/session.h"
 #include "eval/bench.h"
 #include "eval/bench_report.h"
@@ -23,17 +24,15 @@ namespace {
 
 struct BenchOptions {
   std::string what;
+  ModelFlags model;
   std::string geometry = "qwen3.5-27b";
-  std::string format = "pq5";
-  BackendFlags backend;
-  std::string activations = "int8";
   int64_t layers = 0;
   int64_t vocab = 0;
-  int64_t prompt = 512;
+  std::vector<int64_t> prompts = {512};
+  std::vector<int64_t> sequences = {1};
   int64_t steps = 32;
   int64_t depth = 0;
   int64_t repetitions = 5;
-  int64_t batch = 256;
   int64_t working_set_mib = 1024;
   bool json = false;
   bool csv = false;
@@ -41,53 +40,108 @@ struct BenchOptions {
 
 // The text to print instead of running, if any.
 std::optional<std::string> parse(int argc, char** argv, BenchOptions* o) {
-  const auto app =
-      make_command_line("pq-bench", "WHAT [FLAGS]      mpirun -np N pq-bench WHAT ...",
-                        "Speed on synthetic weights of a published size, as fractions of what these ranks can do at most.");
+  const auto app = make_command_line("pq-bench", "WHAT [FLAGS]      mpirun -np N pq-bench WHAT ...",
+                                     "Speed, as fractions of what these ranks can do at most.");
   app->option_defaults()->group("Measuring");
-  app->add_option("WHAT", o->what, "decode, prefill, kernels or comm")
+  app->add_option("WHAT", o->what, "decode, prefill, kernels, comm, load or quantize")
       ->type_name("")
       ->required()
-      ->check(CLI::IsMember({"decode", "prefill", "kernels", "comm"}));
-  app->add_option("-p,--prompt", o->prompt, "tokens of a prefill")
-      ->type_name("N")
-      ->check(CLI::Range(1, 262144))
-      ->capture_default_str();
+      ->check(CLI::IsMember({"decode", "prefill", "kernels", "comm", "load", "quantize"}));
+  app->add_option("-p,--prompt", o->prompts, "tokens of a prefill; or several, as in 512,4096 [512]")
+      ->type_name("N,...")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 262144));
   app->add_option("-n,--steps", o->steps, "decode steps")->type_name("N")->check(CLI::Range(1, 100000))->capture_default_str();
   app->add_option("-d,--depth", o->depth, "tokens before the first decode step")
       ->type_name("N")
       ->check(CLI::Range(0, 262144))
       ->capture_default_str();
+  app->add_option("--parallel", o->sequences, "sequences that decode in one step; or several, as in 1,4 [1]")
+      ->type_name("N,...")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 256));
   app->add_option("-r,--repetitions", o->repetitions, "of the other measurements")
       ->type_name("N")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  app->add_option("--working-set", o->working_set_mib, "MiB of weights a kernel cycles through")
+  app->add_option("--working-set", o->working_set_mib, "MiB a rank that a kernel cycles through; half of it for roofs")
       ->type_name("N")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
   app->option_defaults()->group("Model");
+  auto* stored = app->add_option("-m,--model", o->model.model, "store or checkpoint, instead of random weights")->type_name("DIR");
   app->add_option("--geometry", o->geometry, fmt::format("{}", fmt::join(geometry_names(), ", ")))
       ->type_name("NAME")
-      ->capture_default_str();
-  app->add_option("--layers", o->layers, "instead of the published number")->type_name("N")->check(CLI::PositiveNumber);
-  app->add_option("--vocab", o->vocab, "instead of the published one")->type_name("N")->check(CLI::PositiveNumber);
-  app->add_option("--format", o->format, "of every large matrix: pq2 .. pq8, bf16")->type_name("NAME")->capture_default_str();
-  app->add_option("-b,--batch-size", o->batch, "tokens a step holds at most")
+      ->capture_default_str()
+      ->excludes(stored);
+  app->add_option("--layers", o->layers, "instead of the published number")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber)
+      ->excludes(stored);
+  app->add_option("--vocab", o->vocab, "instead of the published one")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber)
+      ->excludes(stored);
+  app->add_option("--format", o->model.recipe.format, "of every large matrix: pq2 .. pq8, bf16; quantize: int4, int4a too [pq5]")
+      ->type_name("NAME");
+  app->add_option("-b,--batch-size", o->model.batch, "tokens a step holds at most")
       ->type_name("N")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
-  add_activations_flag(app.get(), &o->activations);
-  add_backend_flags(app.get(), &o->backend);
+  add_activations_flag(app.get(), &o->model.activations);
+  add_backend_flags(app.get(), &o->model.backend);
   app->option_defaults()->group("Other");
   app->add_flag("--json", o->json, "JSON on standard output");
   app->add_flag("--csv", o->csv, "CSV on standard output");
-  return parse_command_line(app.get(), argc, argv);
+  const auto text = parse_command_line(app.get(), argc, argv);
+  if (text) return text;
+  if (o->what == "load" && o->model.model.empty()) throw Error(ErrorKind::usage, "load needs -m, the store or checkpoint to read");
+  if (o->what == "quantize" && !o->model.model.empty())
+    throw Error(ErrorKind::usage, "quantize encodes random weights of a --geometry; leave out -m");
+  return std::nullopt;
 }
 
-SyntheticSource make_source(const std::string& format) {
-  const Encoding encoding = parse_encoding("--format", format);
-  return SyntheticSource(encoding.format, encoding.bits);
+// Positions that the measurement needs.
+int64_t context_of(const BenchOptions& o) {
+  if (o.what == "decode") return std::max<int64_t>(o.depth, 1) + o.steps * static_cast<int64_t>(o.sequences.size());
+  return *std::max_element(o.prompts.begin(), o.prompts.end());
+}
+
+// As open_model, of random weights.
+Model synthetic_model(Session& session, const BenchOptions& o) {
+  Model model;
+  session.agree("making the model", [&] {
+    model.config = named_geometry(o.geometry, o.layers, o.vocab);
+    model.path = o.geometry;
+    model.backend = make_rank_backend(o.model.backend, session.cpus());
+    const Encoding encoding = parse_encoding("--format", o.model.recipe.format);
+    if (o.what == "quantize" && encoding.format != WeightFormat::polar && encoding.format != WeightFormat::int4)
+      throw Error(ErrorKind::usage, o.model.recipe.format + " needs no encoder; choose pq2 to pq8, int4 or int4a");
+    if (o.what == "comm" || o.what == "quantize") return;
+    check_rank_count(model.config, session.ranks());
+    model.runtime = runtime_options(o.model, model.config);
+    model.source = std::make_unique<SyntheticSource>(encoding.format, encoding.bits);
+    model.plan = plan_memory(model.config, model.runtime, session.rank(), session.ranks(),
+                             weight_bytes(model.config, *model.source, session.rank(), session.ranks()), 0);
+  });
+  return model;
+}
+
+std::vector<BenchRow> measure(const BenchOptions& o, Session& session, Model* model, const Weights& weights) {
+  Communicator& comm = session.comm();
+  if (o.what == "comm") return bench_comm(comm, model->config.hidden, o.repetitions);
+  if (o.what == "quantize")
+    return bench_encode(model->config, parse_encoding("--format", o.model.recipe.format), *model->backend, comm, o.repetitions);
+  if (o.what == "load") return bench_load(model->config, *model->backend, comm, *model->source, model->plan.weights, o.repetitions);
+  if (o.what == "kernels") {
+    return bench_kernels(weights, *model->backend, comm, model->runtime.activations, model->runtime.batch, o.working_set_mib << 20,
+                         o.repetitions);
+  }
+  const TokenCost cost = token_cost(model->config, *model->source, comm.rank(), comm.size(), o.what == "decode");
+  if (o.what == "decode") return bench_decode(*model->transformer, comm, o.depth, o.sequences, o.steps, cost);
+  std::vector<BenchRow> rows;
+  for (const int64_t tokens : o.prompts) rows.push_back(bench_prefill(*model->transformer, comm, tokens, o.repetitions, cost));
+  return rows;
 }
 
 std::vector<int64_t> gathered(Communicator& comm, int64_t value) {
@@ -104,49 +158,49 @@ int run(Session& session, int argc, char** argv) {
     if (session.rank() == 0) std::fputs(text->c_str(), stdout);
     return 0;
   }
+  o.model.context = context_of(o);
+  o.model.context_given = true;
+  o.model.parallel = *std::max_element(o.sequences.begin(), o.sequences.end());
+  // A step of all sequences fits whatever -b says.
+  o.model.batch = std::max(o.model.batch, o.model.parallel);
+  if (o.model.recipe.format.empty()) o.model.recipe.format = "pq5";
 
   Communicator& comm = session.comm();
-  ModelConfig config;
-  std::unique_ptr<Backend> backend;
-  std::unique_ptr<SyntheticSource> source;
-  std::unique_ptr<Transformer> model;
-  RuntimeOptions options;
+  Model model = o.model.model.empty() ? synthetic_model(session, o) : open_model(session, o.model);
+  Weights weights;
+  const bool steps = o.what == "decode" || o.what == "prefill";
+  if (steps) load_model(session, &model);
+  if (o.what == "kernels") {
+    session.agree("loading the weights",
+                  [&] { weights = load_weights(model.config, *model.backend, *model.source, comm.rank(), comm.size(), nullptr); });
+  }
+
   BenchReport report;
-  int64_t planned = 0;
-  session.agree("load", [&] {
-    config = named_geometry(o.geometry, o.layers, o.vocab);
-    if (o.what != "comm") check_rank_count(config, comm.size());
-    backend = make_rank_backend(o.backend, session.cpus());
-    source = std::make_unique<SyntheticSource>(make_source(o.format));
-    options.batch = o.batch;
-    options.activations = o.activations == "f32" ? ActivationMode::f32 : ActivationMode::int8;
-    options.context = (o.what == "decode" ? std::max<int64_t>(o.depth, 1) + o.steps : o.prompt);
-    if (options.context > config.max_position) {
-      throw Error(ErrorKind::usage, fmt::format("{} positions exceed the {} the model is made for; lower -d, -n or -p",
-                                                options.context, config.max_position));
-    }
-    if (o.what == "decode" || o.what == "prefill") {
-      log_once(fmt::format("making {} layers of {} as {} on {} ranks", config.layers, o.geometry, o.format, comm.size()));
-      model = std::make_unique<Transformer>(config, options, *backend, comm, *source, nullptr);
-      planned = plan_memory(config, options, comm.rank(), comm.size(), weight_bytes(config, *source, comm.rank(), comm.size()), 0)
-                    .total();
-    }
-  });
-  // Before the roofs, whose test memory is not the model's.
-  const int64_t resident = peak_rss_bytes();
-  report.roofs = measure_roofs(comm);
-  const TokenCost body = token_cost(config, *source, comm.rank(), comm.size(), false);
-  const TokenCost whole = token_cost(config, *source, comm.rank(), comm.size(), true);
-  if (o.what == "decode") report.rows.push_back(bench_decode(*model, comm, o.depth, o.steps, whole));
-  if (o.what == "prefill") report.rows.push_back(bench_prefill(*model, comm, o.prompt, o.repetitions, body));
-  if (o.what == "kernels")
-    report.rows = bench_kernels(config, *source, *backend, comm, options.activations, o.working_set_mib << 20, o.repetitions);
-  if (o.what == "comm") report.rows = bench_comm(comm, config.hidden, o.repetitions);
-  report.peak_rss_bytes = gathered(comm, model ? resident : peak_rss_bytes());
-  report.planned_bytes = gathered(comm, planned);
+  const BackendOptions on =
+      o.model.backend.device == "cpu" ? rank_backend_options(o.model.backend, session.cpus()) : BackendOptions{};
+  report.ranks = comm.size();
+  report.threads = on.threads;
+  // The memory that the roofs read is not the model's: peaks are taken around it.
+  const int64_t roof_bytes = o.working_set_mib << 19;
+  const int64_t loaded = peak_resident_bytes();
+  report.before = measure_roofs(comm, on, model.backend->name(), roof_bytes);
+  const bool anew = try_reset_peak_resident();
+  report.rows = measure(o, session, &model, weights);
+  const int64_t peak = std::max(loaded, proc_bytes("/proc/self/status", anew ? "VmHWM" : "VmRSS"));
+  report.after = measure_roofs(comm, on, model.backend->name(), roof_bytes);
+  report.peak_rss_bytes = gathered(comm, peak);
+  report.planned_bytes = gathered(comm, steps ? model.plan.total() : 0);
   if (comm.rank() != 0) return 0;
-  const std::string title = fmt::format("pq-bench {}: {} ({} layers, vocabulary {}), {}, {} ranks, {}", o.what, o.geometry,
-                                        config.layers, config.vocab, o.format, comm.size(), backend->name());
+  std::string weights_text = o.model.recipe.format;
+  if (model.source) {
+    weights_text = model.source->description();
+    for (const TensorSpec& spec : tensor_specs(model.config)) {
+      report.weights += spec.rows * spec.cols;
+      report.weight_bytes += model.source->info(spec).bytes;
+    }
+  }
+  const std::string title = fmt::format("pq-bench {}: {} ({} layers, vocabulary {}), {}, {} ranks, {}", o.what, model.path,
+                                        model.config.layers, model.config.vocab, weights_text, comm.size(), model.backend->name());
   const ReportFormat format = o.json ? ReportFormat::json : o.csv ? ReportFormat::csv : ReportFormat::markdown;
   std::fputs(format_report(report, title, format).c_str(), stdout);
   return 0;

@@ -1,4 +1,4 @@
-// Writers of bench_report.h.
+// Tables of bench_report.h.
 #include "eval/bench_report.h"
 
 #include <fmt/format.h>
@@ -9,83 +9,116 @@
 namespace pq {
 namespace {
 
-struct Derived {
-  double median;
-  double fastest;
-  double slowest;
-  double tokens_per_second;
-  double gb_per_second;
-  double read_fraction;
-  double gmacs_per_second;
-  double dot_fraction;
+double ratio(double value, double of) { return of > 0 ? value / of : 0; }
+
+// One column of every format: the value of a row, 0 where it means nothing.
+struct Column {
+  const char* heading;  // Markdown
+  const char* key;      // CSV and JSON
+  int digits;
+  double (*value)(const BenchRow& row, const BenchReport& report);
 };
 
-Derived derive(const BenchRow& row, const Roofs& roofs) {
-  Derived d{};
-  d.median = row.median_seconds();
-  d.fastest = *std::min_element(row.seconds.begin(), row.seconds.end());
-  d.slowest = *std::max_element(row.seconds.begin(), row.seconds.end());
-  d.tokens_per_second = static_cast<double>(row.tokens) / d.median;
-  d.gb_per_second = static_cast<double>(row.bytes) / d.median / 1e9;
-  d.read_fraction = roofs.read_bytes_per_second > 0 ? d.gb_per_second * 1e9 / roofs.read_bytes_per_second : 0;
-  d.gmacs_per_second = static_cast<double>(row.macs) / d.median / 1e9;
-  d.dot_fraction = roofs.macs_per_second > 0 ? d.gmacs_per_second * 1e9 / roofs.macs_per_second : 0;
-  return d;
-}
+double per_second(int64_t work, const BenchRow& row) { return static_cast<double>(work) / row.median_seconds(); }
 
-std::string cell(double value, int digits) { return value > 0 ? fmt::format("{:.{}f}", value, digits) : std::string(); }
+constexpr Column kColumns[] = {
+    {"median ms", "median_ms", 4, [](const BenchRow& row, const BenchReport&) { return row.median_seconds() * 1e3; }},
+    {"fastest", "fastest_ms", 4,
+     [](const BenchRow& row, const BenchReport&) { return *std::min_element(row.seconds.begin(), row.seconds.end()) * 1e3; }},
+    {"slowest", "slowest_ms", 4,
+     [](const BenchRow& row, const BenchReport&) { return *std::max_element(row.seconds.begin(), row.seconds.end()) * 1e3; }},
+    {"tok/s", "tokens_per_second", 2, [](const BenchRow& row, const BenchReport&) { return per_second(row.tokens, row); }},
+    {"GB/s", "gb_per_second", 2, [](const BenchRow& row, const BenchReport&) { return per_second(row.bytes, row) / 1e9; }},
+    {"GB/s a rank", "gb_per_second_per_rank", 2,
+     [](const BenchRow& row, const BenchReport& report) { return per_second(row.bytes, row) / 1e9 / report.ranks; }},
+    {"of read roof", "read_fraction", 3,
+     [](const BenchRow& row, const BenchReport& report) {
+       return ratio(per_second(row.bytes, row), report.roofs().read_bytes_per_second);
+     }},
+    {"GMAC/s", "gmacs_per_second", 1, [](const BenchRow& row, const BenchReport&) { return per_second(row.macs, row) / 1e9; }},
+    {"of dot roof", "dot_fraction", 3,
+     [](const BenchRow& row, const BenchReport& report) {
+       return ratio(per_second(row.macs, row), report.roofs().macs_per_second);
+     }},
+    {"M weights/s a thread", "mweights_per_second_per_thread", 1,
+     [](const BenchRow& row, const BenchReport& report) {
+       return per_second(row.weights, row) / 1e6 / (report.ranks * report.threads);
+     }},
+    {"relative error", "relative_error", 6, [](const BenchRow& row, const BenchReport&) { return row.relative_error; }},
+};
 
 std::string markdown(const BenchReport& report, const std::string& title) {
   std::string out = title + "\n\n";
-  out += fmt::format("Roofs of these ranks together: read {:.1f} GB/s, {} {:.0f} GMAC/s.\n\n",
-                     report.roofs.read_bytes_per_second / 1e9, report.roofs.dot_instruction, report.roofs.macs_per_second / 1e9);
-  out +=
-      "| what | median ms | fastest | slowest | tok/s | GB/s | of read roof | GMAC/s | of dot roof "
-      "|\n|---|---|---|---|---|---|---|---|---|\n";
-  for (const BenchRow& row : report.rows) {
-    const Derived d = derive(row, report.roofs);
-    out += fmt::format("| {} | {:.4f} | {:.4f} | {:.4f} | {} | {} | {} | {} | {} |\n", row.name, d.median * 1e3, d.fastest * 1e3,
-                       d.slowest * 1e3, cell(d.tokens_per_second, 2), cell(d.gb_per_second, 2), cell(d.read_fraction, 3),
-                       cell(d.gmacs_per_second, 1), cell(d.dot_fraction, 3));
+  const Roofs roofs = report.roofs();
+  out += fmt::format("Roofs of these ranks together, {} thread{} each: read {:.1f} GB/s ({}), {} {:.0f} GMAC/s.\n", report.threads,
+                     report.threads == 1 ? "" : "s", roofs.read_bytes_per_second / 1e9, roofs.read_pattern, roofs.dot_instruction,
+                     roofs.macs_per_second / 1e9);
+  out += fmt::format("Before and after the measurements: {:.1f} and {:.1f} GB/s, {:.0f} and {:.0f} GMAC/s.\n",
+                     report.before.read_bytes_per_second / 1e9, report.after.read_bytes_per_second / 1e9,
+                     report.before.macs_per_second / 1e9, report.after.macs_per_second / 1e9);
+  if (report.weights > 0) {
+    out += fmt::format("Weights: {:.1f} M, {:.3f} bits each over all tensors.\n", static_cast<double>(report.weights) / 1e6,
+                       8.0 * static_cast<double>(report.weight_bytes) / static_cast<double>(report.weights));
   }
+  std::vector<Column> shown;
+  for (const Column& column : kColumns) {
+    const auto means = [&](const BenchRow& row) { return column.value(row, report) > 0; };
+    if (std::any_of(report.rows.begin(), report.rows.end(), means)) shown.push_back(column);
+  }
+  out += "\n| what |";
+  for (const Column& column : shown) out += fmt::format(" {} |", column.heading);
+  out += "\n|---|";
+  for (size_t i = 0; i < shown.size(); ++i) out += "---|";
+  for (const BenchRow& row : report.rows) {
+    out += fmt::format("\n| {} |", row.name);
+    for (const Column& column : shown) {
+      const double value = column.value(row, report);
+      out += value > 0 ? fmt::format(" {:.{}f} |", value, column.digits) : " |";
+    }
+  }
+  out += "\n";
   for (size_t rank = 0; rank < report.peak_rss_bytes.size(); ++rank) {
-    out += fmt::format("\nrank {}: peak resident {:.3f} GB", rank, static_cast<double>(report.peak_rss_bytes[rank]) / 1e9);
-    if (report.planned_bytes[rank] > 0)
-      out += fmt::format(", planned {:.3f} GB", static_cast<double>(report.planned_bytes[rank]) / 1e9);
+    const auto peak = static_cast<double>(report.peak_rss_bytes[rank]);
+    const auto planned = static_cast<double>(report.planned_bytes[rank]);
+    out += fmt::format("\nrank {}: peak resident {:.3f} GB", rank, peak / 1e9);
+    if (planned > 0) out += fmt::format(", planned {:.3f} GB, ratio {:.3f}", planned / 1e9, peak / planned);
   }
   return out + "\n";
 }
 
 std::string csv(const BenchReport& report) {
-  std::string out = "name,median_s,fastest_s,slowest_s,tokens_per_s,gb_per_s,read_fraction,gmacs_per_s,dot_fraction\n";
+  std::string out = "name";
+  for (const Column& column : kColumns) out += fmt::format(",{}", column.key);
   for (const BenchRow& row : report.rows) {
-    const Derived d = derive(row, report.roofs);
-    out += fmt::format("\"{}\",{},{},{},{},{},{},{},{}\n", row.name, d.median, d.fastest, d.slowest, d.tokens_per_second,
-                       d.gb_per_second, d.read_fraction, d.gmacs_per_second, d.dot_fraction);
+    out += fmt::format("\n\"{}\"", row.name);
+    for (const Column& column : kColumns) out += fmt::format(",{}", column.value(row, report));
   }
-  return out;
+  return out + "\n";
+}
+
+nlohmann::ordered_json to_json(const Roofs& roofs) {
+  return {{"read_bytes_per_second", roofs.read_bytes_per_second},
+          {"read_pattern", roofs.read_pattern},
+          {"macs_per_second", roofs.macs_per_second},
+          {"dot_instruction", roofs.dot_instruction}};
 }
 
 std::string json(const BenchReport& report, const std::string& title) {
   nlohmann::ordered_json out;
   out["title"] = title;
-  out["roofs"] = {{"read_bytes_per_second", report.roofs.read_bytes_per_second},
-                  {"macs_per_second", report.roofs.macs_per_second},
-                  {"dot_instruction", report.roofs.dot_instruction}};
+  out["ranks"] = report.ranks;
+  out["threads"] = report.threads;
+  out["weights"] = report.weights;
+  out["weight_bytes"] = report.weight_bytes;
+  out["roofs"] = to_json(report.roofs());
+  out["roofs_before"] = to_json(report.before);
+  out["roofs_after"] = to_json(report.after);
   out["rows"] = nlohmann::ordered_json::array();
   for (const BenchRow& row : report.rows) {
-    const Derived d = derive(row, report.roofs);
-    out["rows"].push_back({{"name", row.name},
-                           {"seconds", row.seconds},
-                           {"median_seconds", d.median},
-                           {"tokens", row.tokens},
-                           {"bytes", row.bytes},
-                           {"macs", row.macs},
-                           {"tokens_per_second", d.tokens_per_second},
-                           {"gb_per_second", d.gb_per_second},
-                           {"read_fraction", d.read_fraction},
-                           {"gmacs_per_second", d.gmacs_per_second},
-                           {"dot_fraction", d.dot_fraction}});
+    nlohmann::ordered_json entry = {{"name", row.name},   {"seconds", row.seconds}, {"tokens", row.tokens},
+                                    {"bytes", row.bytes}, {"macs", row.macs},       {"weights", row.weights}};
+    for (const Column& column : kColumns) entry[column.key] = column.value(row, report);
+    out["rows"].push_back(entry);
   }
   out["peak_rss_bytes"] = report.peak_rss_bytes;
   out["planned_bytes"] = report.planned_bytes;

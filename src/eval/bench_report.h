@@ -9,8 +9,9 @@ namespace pq {
 
 enum class ReportFormat : int { markdown, csv, json };
 
-// `title` names the model, ranks, backend. Columns: median time and spread, tokens/s, GB/s and its fraction of the read roof, int8
-// multiply-adds/s and their fraction of the dot roof; empty where they mean nothing.
+// `title` names the model, ranks, backend. Columns: median time and spread, tokens/s, GB/s of all ranks and of one and its fraction
+// of the read roof, int8 multiply-adds/s and their fraction of the dot roof, encoded weights/s and their error; where one means
+// nothing it is 0 in CSV and JSON and empty in Markdown, which leaves out columns that are empty throughout.
 std::string format_report(const BenchReport& report, const std::string& title, ReportFormat format);
 
 }  // namespace pq

@@ -1,63 +1,108 @@
 // Measured roofs of roofs.h: loops with nothing in them but the instruction they measure.
 #include "eval/roofs.h"
 
+#include <cpuid.h>
 #include <immintrin.h>
 #include <sys/mman.h>
 
-#include <algorithm>
-#include <chrono>
-#include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
+#include <iterator>
 
 #include "base/error.h"
 
 namespace pq {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
 // Kept out of reach of the optimiser.
-volatile int64_t g_sink = 0;
+thread_local volatile int64_t t_sink = 0;
 
-__attribute__((target("avx512f"))) int64_t read_avx512(const std::byte* data, int64_t bytes) {
+struct Pattern {
+  int streams;
+  int64_t prefetch;  // bytes ahead in each stream; 0: none
+};
+constexpr Pattern kPatterns[] = {{1, 0},    {1, 4096}, {1, 8192}, {1, 16384}, {2, 0},
+                                 {2, 2048}, {2, 4096}, {4, 0},    {4, 2048},  {4, 4096}};
+
+// A part of memory is a whole number of strides of each of its streams.
+constexpr int64_t kStride = 256;
+constexpr int64_t kPartAlignment = 4 * 4096;
+constexpr int64_t kHugePage = int64_t{1} << 21;
+
+// The smallest multiple of `unit` that is at least `value`.
+int64_t whole(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+void free_bytes(std::byte* memory) { std::free(memory); }
+
+// Each function reads `bytes` from `data` as kStreams streams. A prefetch beyond the end reads nothing and does not fault.
+template <int kStreams>
+__attribute__((target("avx512f"))) void read_avx512(const std::byte* data, int64_t bytes, int64_t prefetch) {
   __m512i sum[4] = {};
-  for (int64_t at = 0; at < bytes; at += 256) {
-    _mm_prefetch(reinterpret_cast<const char*>(data + at + 4096), _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(data + at + 4160), _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(data + at + 4224), _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(data + at + 4288), _MM_HINT_T0);
-    for (int i = 0; i < 4; ++i) sum[i] = _mm512_xor_si512(sum[i], _mm512_load_si512(data + at + 64 * i));
+  const int64_t length = bytes / kStreams;
+  for (int64_t at = 0; at < length; at += kStride) {
+    for (int stream = 0; stream < kStreams; ++stream) {
+      const std::byte* from = data + stream * length + at;
+      if (prefetch != 0)
+        for (int i = 0; i < 4; ++i) _mm_prefetch(reinterpret_cast<const char*>(from + prefetch + 64 * i), _MM_HINT_T0);
+      for (int i = 0; i < 4; ++i) sum[i] = _mm512_xor_si512(sum[i], _mm512_load_si512(from + 64 * i));
+    }
   }
-  alignas(64) int64_t lanes[8];
-  _mm512_store_si512(lanes, _mm512_xor_si512(_mm512_xor_si512(sum[0], sum[1]), _mm512_xor_si512(sum[2], sum[3])));
-  return lanes[0] ^ lanes[1] ^ lanes[2] ^ lanes[3] ^ lanes[4] ^ lanes[5] ^ lanes[6] ^ lanes[7];
+  const __m512i all = _mm512_xor_si512(_mm512_xor_si512(sum[0], sum[1]), _mm512_xor_si512(sum[2], sum[3]));
+  t_sink = _mm_cvtsi128_si64(_mm512_castsi512_si128(all)) ^ _mm_cvtsi128_si64(_mm512_extracti32x4_epi32(all, 3));
 }
 
-int64_t read_portable(const std::byte* data, int64_t bytes) {
+template <int kStreams>
+__attribute__((target("avx2"))) void read_avx2(const std::byte* data, int64_t bytes, int64_t prefetch) {
+  __m256i sum[4] = {};
+  const int64_t length = bytes / kStreams;
+  for (int64_t at = 0; at < length; at += kStride) {
+    for (int stream = 0; stream < kStreams; ++stream) {
+      const std::byte* from = data + stream * length + at;
+      if (prefetch != 0)
+        for (int i = 0; i < 4; ++i) _mm_prefetch(reinterpret_cast<const char*>(from + prefetch + 64 * i), _MM_HINT_T0);
+      for (int i = 0; i < 8; ++i)
+        sum[i % 4] = _mm256_xor_si256(sum[i % 4], _mm256_load_si256(reinterpret_cast<const __m256i*>(from + 32 * i)));
+    }
+  }
+  const __m256i all = _mm256_xor_si256(_mm256_xor_si256(sum[0], sum[1]), _mm256_xor_si256(sum[2], sum[3]));
+  t_sink = _mm256_extract_epi64(all, 0) ^ _mm256_extract_epi64(all, 3);
+}
+
+template <int kStreams>
+void read_portable(const std::byte* data, int64_t bytes, int64_t prefetch) {
   uint64_t sum[8] = {};
-  for (int64_t at = 0; at < bytes; at += 64) {
-    uint64_t words[8];
-    std::memcpy(words, data + at, sizeof words);
-    for (int i = 0; i < 8; ++i) sum[i] ^= words[i];
+  const int64_t length = bytes / kStreams;
+  for (int64_t at = 0; at < length; at += 64) {
+    for (int stream = 0; stream < kStreams; ++stream) {
+      const std::byte* from = data + stream * length + at;
+      if (prefetch != 0) __builtin_prefetch(from + prefetch);
+      uint64_t words[8];
+      std::memcpy(words, from, sizeof words);
+      for (int i = 0; i < 8; ++i) sum[i] ^= words[i];
+    }
   }
   uint64_t all = 0;
   for (const uint64_t word : sum) all ^= word;
-  return static_cast<int64_t>(all);
+  t_sink = static_cast<int64_t>(all);
 }
 
-constexpr int64_t kDotIterations = 20'000'000;
+template <int kStreams>
+void read_part(const std::byte* data, int64_t bytes, int64_t prefetch) {
+  if (__builtin_cpu_supports("avx512f")) return read_avx512<kStreams>(data, bytes, prefetch);
+  if (__builtin_cpu_supports("avx2")) return read_avx2<kStreams>(data, bytes, prefetch);
+  read_portable<kStreams>(data, bytes, prefetch);
+}
 
-// 16 independent accumulators hide the latency of the instruction. The empty asm keeps each step: without it the compiler folds
-// them.
-__attribute__((target("avx512f,avx512vnni"))) int64_t dot_vnni() {
+// A multiple of every number of accumulators.
+constexpr int64_t kDotInstructions = 48 * 700'000;
+
+// Eight to sixteen independent accumulators hide the latency of the instruction. The empty asm keeps each step: without it the
+// compiler folds them.
+__attribute__((target("avx512f,avx512vnni"))) void dot_avx512_vnni() {
   __m512i acc[16] = {};
   const __m512i a = _mm512_set1_epi8(3);
   const __m512i b = _mm512_set1_epi8(5);
-  for (int64_t i = 0; i < kDotIterations; i += 16) {
+  for (int64_t i = 0; i < kDotInstructions; i += 16) {
 #pragma GCC unroll 16
     for (int j = 0; j < 16; ++j) {
       acc[j] = _mm512_dpbusd_epi32(acc[j], a, b);
@@ -66,69 +111,139 @@ __attribute__((target("avx512f,avx512vnni"))) int64_t dot_vnni() {
   }
   __m512i sum = acc[0];
   for (int j = 1; j < 16; ++j) sum = _mm512_add_epi32(sum, acc[j]);
-  return _mm_cvtsi128_si64(_mm512_castsi512_si128(sum));
+  t_sink = _mm_cvtsi128_si64(_mm512_castsi512_si128(sum));
 }
 
-__attribute__((target("avx2"))) int64_t dot_avx2() {
-  __m256i acc[8] = {};
+__attribute__((target("avx512f,avx512bw"))) void dot_avx512() {
+  __m512i acc[16] = {};
+  const __m512i a = _mm512_set1_epi8(3);
+  const __m512i b = _mm512_set1_epi8(5);
+  const __m512i ones = _mm512_set1_epi16(1);
+  for (int64_t i = 0; i < kDotInstructions; i += 16) {
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) {
+      __m512i pairs = _mm512_maddubs_epi16(a, b);
+      asm volatile("" : "+v"(pairs));
+      acc[j] = _mm512_add_epi32(acc[j], _mm512_madd_epi16(pairs, ones));
+      asm volatile("" : "+v"(acc[j]));
+    }
+  }
+  __m512i sum = acc[0];
+  for (int j = 1; j < 16; ++j) sum = _mm512_add_epi32(sum, acc[j]);
+  t_sink = _mm_cvtsi128_si64(_mm512_castsi512_si128(sum));
+}
+
+__attribute__((target("avx2,avxvnni"))) void dot_avx2_vnni() {
+  __m256i acc[12] = {};
   const __m256i a = _mm256_set1_epi8(3);
   const __m256i b = _mm256_set1_epi8(5);
-  const __m256i ones = _mm256_set1_epi16(1);
-  for (int64_t i = 0; i < kDotIterations; i += 8) {
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) {
-      acc[j] = _mm256_add_epi32(acc[j], _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones));
+  for (int64_t i = 0; i < kDotInstructions; i += 12) {
+#pragma GCC unroll 12
+    for (int j = 0; j < 12; ++j) {
+      acc[j] = _mm256_dpbusd_avx_epi32(acc[j], a, b);
       asm volatile("" : "+x"(acc[j]));
     }
   }
   int64_t sum = 0;
   for (const __m256i& v : acc) sum += _mm256_extract_epi64(v, 0);
-  return sum;
+  t_sink = sum;
 }
 
-int64_t dot_scalar() {
-  int32_t acc[8] = {};
-  for (int64_t i = 0; i < kDotIterations; i += 8) {
-    for (int j = 0; j < 8; ++j) {
-      acc[j] += 3 * 5;
-      asm volatile("" : "+r"(acc[j]));
+__attribute__((target("avx2"))) void dot_avx2() {
+  __m256i acc[12] = {};
+  const __m256i a = _mm256_set1_epi8(3);
+  const __m256i b = _mm256_set1_epi8(5);
+  const __m256i ones = _mm256_set1_epi16(1);
+  for (int64_t i = 0; i < kDotInstructions; i += 12) {
+#pragma GCC unroll 12
+    for (int j = 0; j < 12; ++j) {
+      __m256i pairs = _mm256_maddubs_epi16(a, b);
+      asm volatile("" : "+x"(pairs));
+      acc[j] = _mm256_add_epi32(acc[j], _mm256_madd_epi16(pairs, ones));
+      asm volatile("" : "+x"(acc[j]));
     }
   }
-  return acc[0] + acc[7];
+  int64_t sum = 0;
+  for (const __m256i& v : acc) sum += _mm256_extract_epi64(v, 0);
+  t_sink = sum;
+}
+
+// What plain C++ compiles to on any x86-64: bytes are widened beforehand.
+void dot_sse2() {
+  __m128i acc[8] = {};
+  const __m128i a = _mm_set1_epi16(3);
+  const __m128i b = _mm_set1_epi16(5);
+  for (int64_t i = 0; i < kDotInstructions; i += 8) {
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+      __m128i pairs = _mm_madd_epi16(a, b);
+      asm volatile("" : "+x"(pairs));
+      acc[j] = _mm_add_epi32(acc[j], pairs);
+      asm volatile("" : "+x"(acc[j]));
+    }
+  }
+  int64_t sum = 0;
+  for (const __m128i& v : acc) sum += _mm_cvtsi128_si64(v);
+  t_sink = sum;
+}
+
+bool has_avx_vnni() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & (1u << 4)) != 0;
 }
 
 }  // namespace
 
-double measure_read_bandwidth(int64_t bytes, int passes) {
-  bytes = bytes / 4096 * 4096;
-  // The prefetch runs past the end; the last page is never counted.
-  const std::unique_ptr<void, void (*)(void*)> memory(std::aligned_alloc(4096, static_cast<size_t>(bytes + 8192)), std::free);
-  if (!memory) throw Error(ErrorKind::environment, "no memory for a bandwidth test of " + std::to_string(bytes) + " bytes");
-  madvise(memory.get(), static_cast<size_t>(bytes), MADV_HUGEPAGE);
-  std::memset(memory.get(), 1, static_cast<size_t>(bytes + 8192));
-  const auto* data = static_cast<const std::byte*>(memory.get());
-  const bool wide = __builtin_cpu_supports("avx512f");
-  double best = 0;
-  for (int pass = 0; pass < passes; ++pass) {
-    const auto start = Clock::now();
-    g_sink = g_sink + (wide ? read_avx512(data, bytes) : read_portable(data, bytes));
-    best = std::max(best, static_cast<double>(bytes) / seconds_since(start));
-  }
-  return best;
+ReadRoof::ReadRoof(int64_t bytes, ThreadPool* pool)
+    : pool_(pool), bytes_(whole(bytes, pool->threads() * kPartAlignment)), memory_(nullptr, free_bytes) {
+  memory_.reset(static_cast<std::byte*>(std::aligned_alloc(kHugePage, static_cast<size_t>(whole(bytes_, kHugePage)))));
+  if (!memory_) throw Error(ErrorKind::environment, "no memory for a bandwidth test of " + std::to_string(bytes_) + " bytes");
+  madvise(memory_.get(), static_cast<size_t>(bytes_), MADV_HUGEPAGE);
+  const int64_t part = bytes_ / pool_->threads();
+  pool_->parallel_for(pool_->threads(),
+                      [&](int64_t i, int) { std::memset(memory_.get() + i * part, 1, static_cast<size_t>(part)); });
 }
 
-DotRate measure_dot_rate() {
-  DotRate rate;
-  const bool vnni = __builtin_cpu_supports("avx512vnni");
-  const bool avx2 = __builtin_cpu_supports("avx2");
-  rate.instruction = vnni ? "avx512-vnni" : avx2 ? "avx2" : "scalar";
-  const int64_t macs = vnni ? 64 : avx2 ? 32 : 1;
-  for (int pass = 0; pass < 5; ++pass) {
-    const auto start = Clock::now();
-    g_sink = g_sink + (vnni ? dot_vnni() : avx2 ? dot_avx2() : dot_scalar());
-    rate.macs_per_second = std::max(rate.macs_per_second, static_cast<double>(kDotIterations * macs) / seconds_since(start));
+int ReadRoof::patterns() const { return static_cast<int>(std::size(kPatterns)); }
+
+std::string ReadRoof::name(int pattern) const {
+  const Pattern& p = kPatterns[pattern];
+  return std::to_string(p.streams) + (p.streams == 1 ? " stream" : " streams") +
+         (p.prefetch == 0 ? ", no prefetch" : ", prefetch " + std::to_string(p.prefetch));
+}
+
+void ReadRoof::read(int pattern) const {
+  const Pattern& p = kPatterns[pattern];
+  const int64_t part = bytes_ / pool_->threads();
+  pool_->parallel_for(pool_->threads(), [&](int64_t i, int) {
+    const std::byte* data = memory_.get() + i * part;
+    if (p.streams == 1) read_part<1>(data, part, p.prefetch);
+    if (p.streams == 2) read_part<2>(data, part, p.prefetch);
+    if (p.streams == 4) read_part<4>(data, part, p.prefetch);
+  });
+}
+
+DotRoof::DotRoof(const std::string& isa, ThreadPool* pool) : pool_(pool) {
+  const auto asked = [&](const char* word) { return isa.find(word) != std::string::npos; };
+  const bool avx512 = asked("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
+  const bool avx2 = (asked("avx512") || asked("avx2")) && __builtin_cpu_supports("avx2");
+  if (avx512 && asked("vnni") && __builtin_cpu_supports("avx512vnni")) {
+    instruction_ = "avx512-vnni", macs_per_instruction_ = 64, loop_ = dot_avx512_vnni;
+  } else if (avx512) {
+    instruction_ = "avx512", macs_per_instruction_ = 64, loop_ = dot_avx512;
+  } else if (avx2 && asked("vnni") && has_avx_vnni()) {
+    instruction_ = "avx2-vnni", macs_per_instruction_ = 32, loop_ = dot_avx2_vnni;
+  } else if (avx2) {
+    instruction_ = "avx2", macs_per_instruction_ = 32, loop_ = dot_avx2;
+  } else {
+    instruction_ = "sse2", macs_per_instruction_ = 8, loop_ = dot_sse2;
   }
-  return rate;
+}
+
+int64_t DotRoof::macs() const { return kDotInstructions * macs_per_instruction_ * pool_->threads(); }
+
+void DotRoof::run() const {
+  pool_->parallel_for(pool_->threads(), [&](int64_t, int) { loop_(); });
 }
 
 }  // namespace pq

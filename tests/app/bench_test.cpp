@@ -6,6 +6,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "support/demo_model.h"
 #include "support/process.h"
 #include "support/refusal.h"
 
@@ -23,7 +24,7 @@ test::ProcessResult bench(int ranks, const std::string& what, const Words& argum
   return test::run_process(test::program_command(ranks, "pq-bench", words));
 }
 
-const Words kSmall = {"--geometry", "qwen3.5-0.8b", "--layers", "4", "--vocab", "512"};
+const Words kSmall = {"--geometry", "qwen3.5-0.8b", "--layers", "4", "--vocab", "512", "--working-set", "2"};
 
 Words small(const Words& more) {
   Words words = kSmall;
@@ -44,7 +45,7 @@ constexpr int64_t kHead = kHidden * kVocab;
 struct Measurement {
   const char* what;
   Words flags;
-  size_t rows[2];  // at one rank, at two
+  size_t rows;
   size_t repetitions;
   bool reads;     // has a read rate
   bool computes;  // has a rate of multiply-adds
@@ -54,11 +55,15 @@ void PrintTo(const Measurement& measurement, std::ostream* out) { *out << measur
 
 class Bench : public testing::TestWithParam<Measurement> {};
 INSTANTIATE_TEST_SUITE_P(All, Bench,
-                         testing::Values(Measurement{"decode", {"-n", "3", "-d", "5"}, {1, 1}, 3, true, true, true},
-                                         Measurement{"prefill", {"-p", "20", "-b", "8", "-r", "2"}, {1, 1}, 2, false, true, true},
-                                         // 6 shapes of matrices at 5 numbers of tokens; halves of two of them are alike.
-                                         Measurement{"kernels", {"--working-set", "1", "-r", "1"}, {30, 25}, 1, true, true, false},
-                                         Measurement{"comm", {"-r", "2"}, {2, 2}, 2, false, false, false}),
+                         testing::Values(Measurement{"decode", {"-n", "3", "-d", "5"}, 1, 3, true, true, true},
+                                         Measurement{"prefill", {"-p", "20", "-b", "8", "-r", "2"}, 1, 2, false, true, true},
+                                         // 8 different products and all of them in order, at 5 numbers of tokens. Products: qkv, z,
+                                         // a and b, the two output projections, q, k and v and the head, gate and up, down; at two
+                                         // ranks the slices of z have the shape of the output projections', but not their units.
+                                         Measurement{"kernels", {"-r", "1"}, 45, 1, true, true, false},
+                                         // 1024, 2048 and 3584 inputs, with and without scale search.
+                                         Measurement{"quantize", {"-r", "1"}, 6, 1, false, false, false},
+                                         Measurement{"comm", {"-r", "2"}, 2, 2, false, false, false}),
                          [](const auto& info) { return std::string(info.param.what); });
 
 TEST_P(Bench, MeasuresAtOneAndTwoRanks) {
@@ -73,12 +78,13 @@ TEST_P(Bench, MeasuresAtOneAndTwoRanks) {
     const json report = json::parse(result.out);
     EXPECT_GT(report["roofs"]["read_bytes_per_second"], 0);
     EXPECT_GT(report["roofs"]["macs_per_second"], 0);
-    EXPECT_EQ(report["rows"].size(), run.rows[ranks - 1]);
+    EXPECT_EQ(report["rows"].size(), run.rows);
     for (const json& row : report["rows"]) {
       ASSERT_EQ(row["seconds"].size(), run.repetitions) << row;
-      EXPECT_GT(row["median_seconds"], 0) << row;
+      EXPECT_GT(row["median_ms"], 0) << row;
       EXPECT_EQ(row["read_fraction"] > 0, run.reads) << row;
       EXPECT_EQ(row["dot_fraction"] > 0, run.computes) << row;
+      EXPECT_EQ(row["mweights_per_second_per_thread"] > 0, run.what == std::string("quantize")) << row;
     }
     ASSERT_EQ(report["peak_rss_bytes"].size(), static_cast<size_t>(ranks));
     ASSERT_EQ(report["planned_bytes"].size(), static_cast<size_t>(ranks));
@@ -105,7 +111,57 @@ TEST_P(Bench, MeasuresAtOneAndTwoRanks) {
     // What ranks hold twice are vectors.
     EXPECT_NEAR(row["bytes"].get<double>(), bytes_alone, 0.01 * bytes_alone);
     EXPECT_NEAR(row["macs"].get<double>(), macs_alone, 0.01 * macs_alone);
-    EXPECT_NEAR(row["tokens_per_second"].get<double>() * row["median_seconds"].get<double>(), run.reads ? 1 : 20, 1e-6);
+    EXPECT_NEAR(row["tokens_per_second"].get<double>() * row["median_ms"].get<double>(), run.reads ? 1e3 : 20e3, 1e-3);
+  }
+}
+
+// The last rows are the products of one step of 1, 2, 4, 8 and 256 tokens: what a decode step reads, but for vectors.
+TEST(BenchKernels, TheProductsOfAStepReadAllMatrices) {
+  const auto result = bench(2, "kernels", small({"-r", "1", "--json"}));
+  ASSERT_EQ(result.code, 0) << result.err;
+  const json rows = json::parse(result.out)["rows"];
+  ASSERT_EQ(rows.size(), 45u);
+  const int64_t polar = (kBody + kHead) / 64 * 41;
+  const int64_t f32 = 3 * 2 * 16 * kHidden * 4;  // in_proj_a and in_proj_b of three layers
+  const int64_t tokens[] = {1, 2, 4, 8, 256};
+  for (size_t i = 0; i < 5; ++i) {
+    const json& row = rows[40 + i];
+    EXPECT_THAT(row["name"].get<std::string>(), HasSubstr("all 28 products"));
+    EXPECT_EQ(row["bytes"], polar + f32);
+    EXPECT_EQ(row["macs"], (kBody + kHead + f32 / 4) * tokens[i]);
+  }
+}
+
+TEST(BenchDecode, SeveralSequencesReadTheWeightsOnce) {
+  const auto result = bench(2, "decode", small({"-n", "2", "--parallel", "1,4", "--json"}));
+  ASSERT_EQ(result.code, 0) << result.err;
+  const json rows = json::parse(result.out)["rows"];
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[0]["tokens"], 1);
+  EXPECT_EQ(rows[1]["tokens"], 4);
+  EXPECT_EQ(rows[1]["bytes"], rows[0]["bytes"]);
+  EXPECT_EQ(rows[1]["macs"], 4 * rows[0]["macs"].get<int64_t>());
+}
+
+// The demo model: every measurement of a model on a store, and loading it.
+TEST(BenchStore, MeasuresAStore) {
+  const test::TemporaryDirectory directory;
+  const std::string store = directory.path() + "/store";
+  const auto made = test::run_process(test::program_command(0, "pq-quantize", {test::demo_path(), store}));
+  ASSERT_EQ(made.code, 0) << made.err;
+  for (const std::string what : {"decode", "prefill", "kernels", "load"}) {
+    SCOPED_TRACE(what);
+    const auto result = bench(2, what, {"-m", store, "-n", "2", "-r", "2", "-p", "20", "--working-set", "2", "--json"});
+    ASSERT_EQ(result.code, 0) << result.err;
+    const json report = json::parse(result.out);
+    EXPECT_THAT(report["title"].get<std::string>(), HasSubstr("5.125 bits"));
+    if (what != "load") continue;
+    ASSERT_EQ(report["rows"].size(), 2u);
+    EXPECT_EQ(report["rows"][0]["seconds"].size(), 1u);
+    EXPECT_EQ(report["rows"][1]["seconds"].size(), 2u);
+    // Both ranks together load the model; what they hold twice are vectors.
+    EXPECT_GE(report["rows"][0]["bytes"], report["weight_bytes"]);
+    EXPECT_LE(report["rows"][0]["bytes"].get<double>(), 1.01 * report["weight_bytes"].get<double>());
   }
 }
 
@@ -132,6 +188,11 @@ TEST(BenchUsage, Refusals) {
   EXPECT_THAT(refusal(bench(0, "decode", small({"--format", "int4"})), 64), HasSubstr("pq2 to pq8 or bf16"));
   EXPECT_THAT(refusal(bench(0, "decode", small({"--format", "pq9"})), 64), HasSubstr("pq9"));
   EXPECT_THAT(refusal(bench(0, "decode", small({"-n", "0"})), 64), HasSubstr("--steps"));
+  EXPECT_THAT(refusal(bench(0, "load", small({})), 64), HasSubstr("-m"));
+  EXPECT_THAT(refusal(bench(0, "quantize", {"-m", test::demo_path()}), 64), HasSubstr("leave out -m"));
+  EXPECT_THAT(refusal(bench(0, "quantize", small({"--format", "bf16"})), 64), HasSubstr("bf16"));
+  EXPECT_THAT(refusal(bench(0, "decode", {"-m", test::demo_path(), "--layers", "2"}), 64), HasSubstr("--layers"));
+  EXPECT_THAT(refusal(bench(0, "decode", {"-m", "/nowhere"}), 65), HasSubstr("/nowhere"));
 }
 
 TEST(BenchUsage, HelpFitsItsScreen) {

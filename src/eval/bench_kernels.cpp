@@ -1,0 +1,285 @@
+// Timed loops over single operations: matrix products as a step calls them, and the encoders.
+#include <fmt/format.h>
+
+#include <map>
+#include <set>
+
+#include "base/error.h"
+#include "base/random.h"
+#include "eval/bench.h"
+#include "eval/bench_timing.h"
+
+namespace pq {
+namespace {
+
+// Weights that one repetition of a small product reads at least, so that it outlasts the barrier before it.
+constexpr int64_t kTrainBytes = int64_t{1} << 26;
+
+// Weights that one repetition of an encoder takes.
+constexpr int64_t kEncodeWeights = int64_t{1} << 20;
+
+// One operation on weights of a step: a product, or gate and up together.
+struct Product {
+  Matrix matrix;
+  Matrix up = {};  // of gate and up; else data is null
+};
+
+int64_t bytes_of(const Matrix& m) {
+  if (!m.data) return 0;
+  return m.data_bytes() + (m.scales ? m.scale_bytes() : 0) + (m.zeros ? m.scale_bytes() : 0);
+}
+
+int64_t bytes_of(const Product& p) { return bytes_of(p.matrix) + bytes_of(p.up); }
+
+int64_t macs_of(const Product& p) { return p.matrix.rows * p.matrix.cols + p.up.rows * p.up.cols; }
+
+// What products that are measured as one have in common; also their name in the report.
+std::string shape_of(const Product& p) {
+  const Matrix& m = p.matrix;
+  const auto format = [](const Matrix& w) {
+    return encoding_name({.format = w.format, .bits = w.codebook ? w.codebook->bits : 0, .zeros = w.zeros != nullptr});
+  };
+  std::string text = fmt::format("{}x{} {}", m.rows, m.cols, format(m));
+  if (m.units > 1) text += fmt::format(" in {} units", m.units);
+  return p.up.data ? fmt::format("gate and up {}, {}", text, format(p.up)) : text;
+}
+
+// The products of a step, in order.
+std::vector<Product> products(const Weights& weights) {
+  std::vector<Product> all;
+  for (const LayerWeights& layer : weights.layers) {
+    const DeltaWeights& d = layer.delta;
+    const AttentionWeights& a = layer.attention;
+    for (const Matrix& m :
+         {d.in_proj_qkv, d.in_proj_z, d.in_proj_b, d.in_proj_a, d.out_proj, a.q_proj, a.k_proj, a.v_proj, a.o_proj})
+      if (m.data) all.push_back({m});
+    all.push_back({layer.gate_proj, layer.up_proj});
+    all.push_back({layer.down_proj});
+  }
+  all.push_back({weights.head});
+  return all;
+}
+
+// Inputs of 1 to `tokens` tokens for matrices of any number of columns, and room for their outputs.
+class Inputs {
+ public:
+  Inputs(Backend& backend, ActivationMode mode, int64_t tokens, const std::vector<Product>& products)
+      : backend_(backend), mode_(mode) {
+    int64_t rows = 1;
+    for (const Product& p : products) {
+      const Matrix& m = p.matrix;
+      rows = std::max(rows, m.rows);
+      if (!inputs_.count(m.cols)) inputs_.emplace(m.cols, make(tokens, m.cols));
+    }
+    y_ = backend.allocate(4 * tokens * rows);
+  }
+
+  void multiply(const Product& p, int64_t tokens) {
+    const Matrix& m = p.matrix;
+    if (m.rows == 0) return;
+    const Input& input = inputs_.at(m.cols);
+    Activation x{.mode = mode_, .tokens = tokens, .dim = m.cols, .raw = input.raw.as<float>()};
+    if (mode_ == ActivationMode::f32) x.rotated = input.raw.as<float>();
+    if (mode_ == ActivationMode::int8) {
+      x.codes = input.codes.as<int8_t>();
+      x.scales = input.scales.as<float>();
+    }
+    if (p.up.data)
+      backend_.swiglu({.y = y_.as<float>(), .x = x, .gate = m, .up = p.up});
+    else
+      backend_.linear({.y = y_.as<float>(), .x = x, .w = m});
+  }
+
+ private:
+  struct Input {
+    Buffer raw;
+    Buffer codes;
+    Buffer scales;
+  };
+
+  Input make(int64_t tokens, int64_t cols) {
+    Input input;
+    input.raw = backend_.allocate(4 * tokens * cols);
+    Random random(2);
+    std::vector<float> values(static_cast<size_t>(tokens * cols));
+    for (float& v : values) v = static_cast<float>(random.normal());
+    backend_.upload(input.raw.data(), values.data(), 4 * tokens * cols);
+    if (cols % kBlock != 0 || mode_ == ActivationMode::f32) return input;
+    input.codes = backend_.allocate(tokens * cols);
+    input.scales = backend_.allocate(4 * tokens * cols / kBlock);
+    backend_.prepare({.x = input.raw.as<float>(),
+                      .tokens = tokens,
+                      .dim = cols,
+                      .prepared = {.mode = mode_, .codes = input.codes.as<int8_t>(), .scales = input.scales.as<float>()}});
+    return input;
+  }
+
+  Backend& backend_;
+  ActivationMode mode_;
+  std::map<int64_t, Input> inputs_;
+  Buffer y_;
+};
+
+// Copies of `products` in turn, until all together take `bytes`.
+void fill(Backend& backend, int64_t bytes, std::vector<Product>* products, std::vector<Buffer>* buffers) {
+  const auto copy_plane = [&](const void* plane, int64_t size) -> const void* {
+    if (!plane) return nullptr;
+    std::vector<std::byte> host(static_cast<size_t>(size));
+    backend.download(host.data(), plane, size);
+    buffers->push_back(backend.allocate(size));
+    backend.upload(buffers->back().data(), host.data(), size);
+    return buffers->back().data();
+  };
+  const auto copy = [&](const Matrix& m) {
+    Matrix out = m;
+    out.data = copy_plane(m.data, m.data_bytes());
+    out.scales = static_cast<const uint16_t*>(copy_plane(m.scales, m.scale_bytes()));
+    out.zeros = static_cast<const uint16_t*>(copy_plane(m.zeros, m.scale_bytes()));
+    return out;
+  };
+  const size_t given = products->size();
+  int64_t held = 0;
+  for (const Product& p : *products) held += bytes_of(p);
+  if (held == 0) return;
+  for (size_t i = 0; held < bytes; ++i) {
+    const Product& p = (*products)[i % given];
+    held += bytes_of(p);
+    products->push_back({copy(p.matrix), copy(p.up)});
+  }
+}
+
+std::string tokens_text(int64_t tokens) { return fmt::format("{} token{}", tokens, tokens == 1 ? "" : "s"); }
+
+}  // namespace
+
+std::vector<BenchRow> bench_kernels(const Weights& weights, Backend& backend, Communicator& comm, ActivationMode mode,
+                                    int64_t batch, int64_t working_set_bytes, int64_t repetitions) {
+  const std::vector<Product> all = products(weights);
+  // Rank 0 says which products are alike: a rank may own no rows of the head, and all must make the same rows.
+  std::vector<int> group(all.size());
+  std::map<std::string, int> groups;
+  for (size_t i = 0; i < all.size(); ++i)
+    group[i] = groups.try_emplace(shape_of(all[i]), static_cast<int>(groups.size())).first->second;
+  comm.broadcast(group.data(), static_cast<int64_t>(group.size() * sizeof group[0]));
+  const int count = 1 + *std::max_element(group.begin(), group.end());
+
+  const std::set<int64_t> tokens_of_passes{1, 2, 4, 8, batch};
+  Inputs inputs(backend, mode, *tokens_of_passes.rbegin(), all);
+  std::vector<BenchRow> rows;
+  for (int g = 0; g < count; ++g) {
+    std::vector<Product> alike;
+    for (size_t i = 0; i < all.size(); ++i)
+      if (group[i] == g) alike.push_back(all[i]);
+    const std::string name = fmt::format("{} times {}", alike.size(), shape_of(alike[0]));
+    const int64_t bytes = sum_over_ranks(comm, bytes_of(alike[0]));
+    const int64_t macs = sum_over_ranks(comm, macs_of(alike[0]));
+    std::vector<Buffer> buffers;
+    fill(backend, working_set_bytes, &alike, &buffers);
+    size_t next = 0;
+    const auto multiply = [&](int64_t calls, int64_t tokens) {
+      for (int64_t call = 0; call < calls; ++call) inputs.multiply(alike[next++ % alike.size()], tokens);
+      backend.synchronize();
+    };
+    for (const int64_t tokens : tokens_of_passes) {
+      BenchRow row;
+      row.name = fmt::format("{}, {}", name, tokens_text(tokens));
+      row.bytes = bytes;
+      row.macs = macs * tokens;
+      const int64_t calls = std::max<int64_t>(1, std::min(kTrainBytes, working_set_bytes) / std::max<int64_t>(bytes, 1) / tokens);
+      multiply(1, tokens);
+      for (int64_t i = 0; i < repetitions; ++i)
+        row.seconds.push_back(timed(comm, [&] { multiply(calls, tokens); }) / static_cast<double>(calls));
+      rows.push_back(row);
+    }
+  }
+
+  int64_t bytes = 0;
+  int64_t macs = 0;
+  for (const Product& p : all) {
+    bytes += bytes_of(p);
+    macs += macs_of(p);
+  }
+  bytes = sum_over_ranks(comm, bytes);
+  macs = sum_over_ranks(comm, macs);
+  for (const int64_t tokens : tokens_of_passes) {
+    BenchRow row;
+    row.name = fmt::format("all {} products of a step, {}", all.size(), tokens_text(tokens));
+    row.bytes = bytes;
+    row.macs = macs * tokens;
+    for (int64_t i = 0; i < repetitions; ++i) {
+      row.seconds.push_back(timed(comm, [&] {
+        for (const Product& p : all) inputs.multiply(p, tokens);
+        backend.synchronize();
+      }));
+    }
+    rows.push_back(row);
+  }
+  return rows;
+}
+
+std::vector<BenchRow> bench_encode(const ModelConfig& config, const Encoding& encoding, Backend& backend, Communicator& comm,
+                                   int64_t repetitions) {
+  const bool polar = encoding.format == WeightFormat::polar;
+  require(polar || encoding.format == WeightFormat::int4, "only polar and int4 weights have an encoder");
+  std::set<int64_t> inputs;
+  for (const TensorSpec& spec : tensor_specs(config))
+    if (spec.matrix) inputs.insert(spec.cols);
+  Codebook codebook;
+  if (polar) codebook = make_codebook(encoding.bits, TableKind::converged);
+  std::vector<BenchRow> rows;
+  for (const int64_t cols : inputs) {
+    Matrix m;
+    m.format = encoding.format;
+    m.codebook = &codebook;
+    m.cols = cols;
+    m.rows = std::max<int64_t>(1, kEncodeWeights / cols);
+    const Buffer w = backend.allocate(4 * m.rows * m.cols);
+    const Buffer codes = backend.allocate(m.data_bytes());
+    const Buffer scales = backend.allocate(m.scale_bytes());
+    const Buffer zeros = backend.allocate(m.scale_bytes());
+    Random random(static_cast<uint64_t>(comm.rank()));
+    std::vector<float> values(static_cast<size_t>(m.rows * m.cols));
+    for (float& v : values) v = static_cast<float>(0.02 * random.normal());
+    backend.upload(w.data(), values.data(), 4 * m.rows * m.cols);
+    for (const bool search : {true, false}) {
+      if (!polar && search) continue;
+      BenchRow row;
+      row.name = fmt::format("encode {}x{} as {}{}", m.rows, m.cols, encoding_name(encoding),
+                             !polar   ? ""
+                             : search ? ", scale search"
+                                      : ", plain norms");
+      row.weights = sum_over_ranks(comm, m.rows * m.cols);
+      EncodeError error;
+      for (int64_t i = -1; i < repetitions; ++i) {
+        error = {};
+        const double seconds = timed(comm, [&] {
+          if (polar) {
+            backend.polar_encode({.codes = codes.as<uint8_t>(),
+                                  .norms = scales.as<uint16_t>(),
+                                  .w = w.as<float>(),
+                                  .rows = m.rows,
+                                  .cols = m.cols,
+                                  .codebook = &codebook,
+                                  .scale_search = search,
+                                  .error = &error});
+          } else {
+            backend.int4_encode({.codes = codes.as<uint8_t>(),
+                                 .scales = scales.as<uint16_t>(),
+                                 .zeros = encoding.zeros ? zeros.as<uint16_t>() : nullptr,
+                                 .w = w.as<float>(),
+                                 .rows = m.rows,
+                                 .cols = m.cols,
+                                 .error = &error});
+          }
+          backend.synchronize();
+        });
+        if (i >= 0) row.seconds.push_back(seconds);
+      }
+      row.relative_error = sum_over_ranks(comm, error.squared_error) / sum_over_ranks(comm, error.squared_norm);
+      rows.push_back(row);
+    }
+  }
+  return rows;
+}
+
+}  // namespace pq

@@ -1,0 +1,75 @@
+// What the roofs count and choose; how fast they are is not checked.
+#include "eval/roofs.h"
+
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "comm/communicator.h"
+#include "eval/bench.h"
+
+namespace pq {
+namespace {
+
+TEST(ReadRoof, PatternsReadAWholeNumberOfStridesOnEveryThread) {
+  for (const int threads : {1, 3}) {
+    ThreadPool pool(threads, {}, false);
+    const ReadRoof roof(100'000, &pool);
+    EXPECT_GE(roof.bytes(), 100'000);
+    // 4 streams of whole pages a thread.
+    EXPECT_EQ(roof.bytes() % (threads * 4 * 4096), 0);
+    std::set<std::string> names;
+    for (int pattern = 0; pattern < roof.patterns(); ++pattern) {
+      roof.read(pattern);
+      names.insert(roof.name(pattern));
+    }
+    EXPECT_EQ(static_cast<int>(names.size()), roof.patterns());
+  }
+}
+
+TEST(DotRoof, TakesTheInstructionOfTheBackend) {
+  ThreadPool one_thread(1, {}, false);
+  ThreadPool two_threads(2, {}, false);
+  EXPECT_EQ(DotRoof("reference", &one_thread).instruction(), "sse2");
+  EXPECT_EQ(DotRoof("cpu (generic)", &one_thread).instruction(), "sse2");
+  if (__builtin_cpu_supports("avx2")) {
+    EXPECT_EQ(DotRoof("cpu (avx2)", &one_thread).instruction(), "avx2");
+  }
+  if (__builtin_cpu_supports("avx512bw")) {
+    EXPECT_EQ(DotRoof("cpu (avx512)", &one_thread).instruction(), "avx512");
+  }
+  if (__builtin_cpu_supports("avx512vnni")) {
+    EXPECT_EQ(DotRoof("cpu (avx512-vnni)", &one_thread).instruction(), "avx512-vnni");
+  }
+  for (const char* isa : {"reference", "avx2", "avx2-vnni", "avx512", "avx512-vnni"}) {
+    const DotRoof one(isa, &one_thread);
+    one.run();
+    const DotRoof two(isa, &two_threads);
+    two.run();
+    EXPECT_EQ(two.macs(), 2 * one.macs());
+  }
+}
+
+TEST(Roofs, AreTheSameOnEveryRank) {
+  Roofs seen[2];
+  run_threads(
+      2, [&](Communicator& comm) { seen[comm.rank()] = measure_roofs(comm, {.threads = 2}, "cpu (avx2, 2 threads)", 1 << 20); });
+  EXPECT_GT(seen[0].read_bytes_per_second, 0);
+  EXPECT_GT(seen[0].macs_per_second, 0);
+  EXPECT_EQ(seen[0].read_bytes_per_second, seen[1].read_bytes_per_second);
+  EXPECT_EQ(seen[0].read_pattern, seen[1].read_pattern);
+  EXPECT_EQ(seen[0].macs_per_second, seen[1].macs_per_second);
+}
+
+TEST(Roofs, OfAReportAreTheBetterOfBeforeAndAfter) {
+  BenchReport report;
+  report.before = {3e9, "a", 5e9, "avx2"};
+  report.after = {4e9, "b", 2e9, "avx2"};
+  const Roofs best = report.roofs();
+  EXPECT_EQ(best.read_bytes_per_second, 4e9);
+  EXPECT_EQ(best.read_pattern, "b");
+  EXPECT_EQ(best.macs_per_second, 5e9);
+}
+
+}  // namespace
+}  // namespace pq
