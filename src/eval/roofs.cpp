@@ -21,8 +21,8 @@ struct Pattern {
   int streams;
   int64_t prefetch;  // bytes ahead in each stream; 0: none
 };
-constexpr Pattern kPatterns[] = {{1, 0},    {1, 4096}, {1, 8192}, {1, 16384}, {2, 0},
-                                 {2, 2048}, {2, 4096}, {4, 0},    {4, 2048},  {4, 4096}};
+constexpr Pattern kPatterns[] = {{1, 0},    {1, 1024}, {1, 4096}, {1, 8192}, {2, 0},
+                                 {2, 1024}, {2, 2048}, {4, 0},    {4, 1024}, {4, 4096}};
 
 // A part of memory is a whole number of strides of each of its streams.
 constexpr int64_t kStride = 256;
@@ -93,98 +93,85 @@ void read_part(const std::byte* data, int64_t bytes, int64_t prefetch) {
   read_portable<kStreams>(data, bytes, prefetch);
 }
 
-// A multiple of every number of accumulators.
+// A multiple of the accumulators.
 constexpr int64_t kDotInstructions = 48 * 700'000;
+// Independent sums that hide the latency of the instruction: two a cycle of five cycles, with operands in registers of AVX2.
+constexpr int kSums = 12;
 
-// Eight to sixteen independent accumulators hide the latency of the instruction. The empty asm keeps each step: without it the
-// compiler folds them.
+// The empty asm keeps each step, which the compiler would fold. The sums are not read afterwards: whatever indexes them by a
+// variable keeps them in memory.
 __attribute__((target("avx512f,avx512vnni"))) void dot_avx512_vnni() {
-  __m512i acc[16] = {};
+  __m512i sums[kSums] = {};
   const __m512i a = _mm512_set1_epi8(3);
   const __m512i b = _mm512_set1_epi8(5);
-  for (int64_t i = 0; i < kDotInstructions; i += 16) {
-#pragma GCC unroll 16
-    for (int j = 0; j < 16; ++j) {
-      acc[j] = _mm512_dpbusd_epi32(acc[j], a, b);
-      asm volatile("" : "+v"(acc[j]));
+  for (int64_t i = 0; i < kDotInstructions; i += kSums) {
+#pragma GCC unroll 12
+    for (int j = 0; j < kSums; ++j) {
+      sums[j] = _mm512_dpbusd_epi32(sums[j], a, b);
+      asm volatile("" : "+v"(sums[j]));
     }
   }
-  __m512i sum = acc[0];
-  for (int j = 1; j < 16; ++j) sum = _mm512_add_epi32(sum, acc[j]);
-  t_sink = _mm_cvtsi128_si64(_mm512_castsi512_si128(sum));
 }
 
 __attribute__((target("avx512f,avx512bw"))) void dot_avx512() {
-  __m512i acc[16] = {};
+  __m512i sums[kSums] = {};
   const __m512i a = _mm512_set1_epi8(3);
   const __m512i b = _mm512_set1_epi8(5);
   const __m512i ones = _mm512_set1_epi16(1);
-  for (int64_t i = 0; i < kDotInstructions; i += 16) {
-#pragma GCC unroll 16
-    for (int j = 0; j < 16; ++j) {
+  for (int64_t i = 0; i < kDotInstructions; i += kSums) {
+#pragma GCC unroll 12
+    for (int j = 0; j < kSums; ++j) {
       __m512i pairs = _mm512_maddubs_epi16(a, b);
       asm volatile("" : "+v"(pairs));
-      acc[j] = _mm512_add_epi32(acc[j], _mm512_madd_epi16(pairs, ones));
-      asm volatile("" : "+v"(acc[j]));
+      sums[j] = _mm512_add_epi32(sums[j], _mm512_madd_epi16(pairs, ones));
+      asm volatile("" : "+v"(sums[j]));
     }
   }
-  __m512i sum = acc[0];
-  for (int j = 1; j < 16; ++j) sum = _mm512_add_epi32(sum, acc[j]);
-  t_sink = _mm_cvtsi128_si64(_mm512_castsi512_si128(sum));
 }
 
 __attribute__((target("avx2,avxvnni"))) void dot_avx2_vnni() {
-  __m256i acc[12] = {};
+  __m256i sums[kSums] = {};
   const __m256i a = _mm256_set1_epi8(3);
   const __m256i b = _mm256_set1_epi8(5);
-  for (int64_t i = 0; i < kDotInstructions; i += 12) {
+  for (int64_t i = 0; i < kDotInstructions; i += kSums) {
 #pragma GCC unroll 12
-    for (int j = 0; j < 12; ++j) {
-      acc[j] = _mm256_dpbusd_avx_epi32(acc[j], a, b);
-      asm volatile("" : "+x"(acc[j]));
+    for (int j = 0; j < kSums; ++j) {
+      sums[j] = _mm256_dpbusd_avx_epi32(sums[j], a, b);
+      asm volatile("" : "+x"(sums[j]));
     }
   }
-  int64_t sum = 0;
-  for (const __m256i& v : acc) sum += _mm256_extract_epi64(v, 0);
-  t_sink = sum;
 }
 
 __attribute__((target("avx2"))) void dot_avx2() {
-  __m256i acc[12] = {};
+  __m256i sums[kSums] = {};
   const __m256i a = _mm256_set1_epi8(3);
   const __m256i b = _mm256_set1_epi8(5);
   const __m256i ones = _mm256_set1_epi16(1);
-  for (int64_t i = 0; i < kDotInstructions; i += 12) {
+  for (int64_t i = 0; i < kDotInstructions; i += kSums) {
 #pragma GCC unroll 12
-    for (int j = 0; j < 12; ++j) {
+    for (int j = 0; j < kSums; ++j) {
       __m256i pairs = _mm256_maddubs_epi16(a, b);
       asm volatile("" : "+x"(pairs));
-      acc[j] = _mm256_add_epi32(acc[j], _mm256_madd_epi16(pairs, ones));
-      asm volatile("" : "+x"(acc[j]));
+      sums[j] = _mm256_add_epi32(sums[j], _mm256_madd_epi16(pairs, ones));
+      asm volatile("" : "+x"(sums[j]));
     }
   }
-  int64_t sum = 0;
-  for (const __m256i& v : acc) sum += _mm256_extract_epi64(v, 0);
-  t_sink = sum;
 }
 
 // What plain C++ compiles to on any x86-64: bytes are widened beforehand.
 void dot_sse2() {
-  __m128i acc[8] = {};
+  __m128i sums[kSums] = {};
   const __m128i a = _mm_set1_epi16(3);
   const __m128i b = _mm_set1_epi16(5);
-  for (int64_t i = 0; i < kDotInstructions; i += 8) {
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) {
+  for (int64_t i = 0; i < kDotInstructions; i += kSums) {
+#pragma GCC unroll 12
+    for (int j = 0; j < kSums; ++j) {
       __m128i pairs = _mm_madd_epi16(a, b);
       asm volatile("" : "+x"(pairs));
-      acc[j] = _mm_add_epi32(acc[j], pairs);
-      asm volatile("" : "+x"(acc[j]));
+      sums[j] = _mm_add_epi32(sums[j], pairs);
+      asm volatile("" : "+x"(sums[j]));
     }
   }
-  int64_t sum = 0;
-  for (const __m128i& v : acc) sum += _mm_cvtsi128_si64(v);
-  t_sink = sum;
 }
 
 bool has_avx_vnni() {
