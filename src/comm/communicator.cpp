@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "comm/tree_sum.h"
 
 namespace pq {
 namespace {
@@ -110,21 +111,15 @@ class ThreadCommunicator : public Communicator {
 
   void all_reduce_sum(float* data, int64_t count) override {
     const int64_t ranks = size();
-    if ((ranks & (ranks - 1)) != 0) {
-      throw Error(ErrorKind::usage, "sums need a power of two of ranks, not " + std::to_string(ranks));
+    if ((ranks & (ranks - 1)) != 0 || ranks > kMaxTreeInputs) {
+      throw Error(ErrorKind::usage, "sums need a power of two of ranks, at most " + std::to_string(kMaxTreeInputs) + ", not " +
+                                        std::to_string(ranks));
     }
     team_->enter(rank_, {Operation::all_reduce_sum, count, nullptr, data});
     // Each rank reduces its share of the elements in the buffers of all ranks.
-    const int64_t begin = count * rank_ / ranks;
-    const int64_t end = count * (rank_ + 1) / ranks;
-    for (int64_t distance = 1; distance < ranks; distance *= 2) {
-      for (int64_t lower = 0; lower < ranks; lower += 2 * distance) {
-        float* sum = buffer(lower);
-        const float* upper = buffer(lower + distance);
-        for (int64_t i = begin; i < end; ++i) sum[i] = sum[i] + upper[i];
-      }
-    }
-    for (int64_t other = 1; other < ranks; ++other) std::copy(buffer(0) + begin, buffer(0) + end, buffer(other) + begin);
+    std::vector<float*> buffers;
+    for (int rank = 0; rank < size(); ++rank) buffers.push_back(static_cast<float*>(team_->call(rank).out));
+    if (ranks > 1) tree_sum(buffers.data(), size(), count * rank_ / ranks, count * (rank_ + 1) / ranks);
     team_->wait();
   }
 
@@ -152,8 +147,6 @@ class ThreadCommunicator : public Communicator {
   }
 
  private:
-  float* buffer(int64_t rank) const { return static_cast<float*>(team_->call(static_cast<int>(rank)).out); }
-
   void concatenate(int64_t bytes, void* out) const {
     if (bytes == 0) return;
     for (int other = 0; other < size(); ++other) {

@@ -9,6 +9,11 @@
 
 namespace pq {
 
+// Ranks of one node exchange through shared memory in pieces of this size; each rank provides two of them and a page, and sees
+// those of all ranks.
+inline constexpr int64_t kWindowPieceBytes = int64_t{256} << 10;
+inline constexpr int64_t kWindowRankBytes = 2 * kWindowPieceBytes + 4096;
+
 // All calls are collective: every rank calls the same operation with the same count, in the same order. Pointers are host memory.
 class Communicator {
  public:
@@ -27,7 +32,7 @@ class Communicator {
   // As all_gather, with out filled on rank 0 only (null elsewhere).
   virtual void gather(const void* data, int64_t bytes, void* out) = 0;
 
-  // Rank 0's bytes reach every rank.
+  // Rank 0's bytes reach every rank. Over MPI the others wait without spinning: rank 0 may come much later.
   virtual void broadcast(void* data, int64_t bytes) = 0;
 
   virtual void barrier() = 0;

@@ -20,9 +20,15 @@
 namespace pq {
 namespace {
 
-constexpr int kPlanTag = 1;
 constexpr int64_t kMaxMessageBytes = int64_t{1} << 30;
 constexpr int64_t kMaxErrorBytes = 4096;
+// A step of one token and what else is short travels with its length.
+constexpr int64_t kShortMessageBytes = 504;
+
+struct MessageStart {
+  int64_t bytes;
+  uint8_t data[kShortMessageBytes];
+};
 
 // An error that every rank throws at the same point, so that all of them can end in order.
 struct AgreedError : Error {
@@ -87,7 +93,6 @@ std::vector<int> share_of(const cpu_set_t& mask, int place, int sharers) {
 struct Session::Impl {
   std::string program;
   bool owns_mpi = false;
-  MPI_Comm control = MPI_COMM_NULL;
   int rank = 0;
   int ranks = 1;
   int local_rank = 0;
@@ -100,17 +105,19 @@ struct Session::Impl {
     int provided = 0;
     check_mpi(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
     owns_mpi = true;
-    check_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &control), "MPI_Comm_dup");
-    check_mpi(MPI_Comm_set_errhandler(control, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
-    check_mpi(MPI_Comm_rank(control, &rank), "MPI_Comm_rank");
-    check_mpi(MPI_Comm_size(control, &ranks), "MPI_Comm_size");
+    check_mpi(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+    check_mpi(MPI_Comm_rank(MPI_COMM_WORLD, &rank), "MPI_Comm_rank");
+    check_mpi(MPI_Comm_size(MPI_COMM_WORLD, &ranks), "MPI_Comm_size");
     MPI_Comm node = MPI_COMM_NULL;
-    check_mpi(MPI_Comm_split_type(control, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
+    check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
     check_mpi(MPI_Comm_rank(node, &local_rank), "MPI_Comm_rank");
     check_mpi(MPI_Comm_size(node, &local_ranks), "MPI_Comm_size");
     cpus = share_cpus(node);
     check_mpi(MPI_Comm_free(&node), "MPI_Comm_free");
-    comm = make_mpi_communicator(control);
+    MpiOptions options;
+    if (const char* transport = std::getenv("PQ_COMM"); transport != nullptr && std::strcmp(transport, "mpi") == 0)
+      options.window_bytes = 0;
+    comm = make_mpi_communicator(MPI_COMM_WORLD, options);
   }
 
   std::vector<int> share_cpus(MPI_Comm node) const {
@@ -130,7 +137,6 @@ struct Session::Impl {
   ~Impl() {
     if (!owns_mpi) return;
     comm.reset();
-    if (control != MPI_COMM_NULL) MPI_Comm_free(&control);
     MPI_Finalize();
   }
 };
@@ -199,54 +205,31 @@ void Session::agree(const std::string& where, const std::function<void()>& work)
     kind = static_cast<int>(ErrorKind::internal);
     message = where + ": " + error.what();
   }
-  if (impl_->ranks == 1) {
-    if (kind != 0) throw AgreedError(static_cast<ErrorKind>(kind), message);
-    return;
-  }
   std::vector<int> kinds(static_cast<size_t>(impl_->ranks));
-  check_mpi(MPI_Allgather(&kind, 1, MPI_INT, kinds.data(), 1, MPI_INT, impl_->control), "MPI_Allgather");
+  impl_->comm->all_gather(&kind, sizeof kind, kinds.data());
   const auto failed = std::find_if(kinds.begin(), kinds.end(), [](int value) { return value != 0; });
   if (failed == kinds.end()) return;
+  message.resize(kMaxErrorBytes - 1);
+  message.push_back('\0');
+  std::vector<char> messages(static_cast<size_t>(kMaxErrorBytes * impl_->ranks));
+  impl_->comm->all_gather(message.data(), kMaxErrorBytes, messages.data());
   const int first = static_cast<int>(failed - kinds.begin());
-  std::vector<char> text(kMaxErrorBytes, '\0');
-  if (first == impl_->rank) message.copy(text.data(), text.size() - 1);
-  check_mpi(MPI_Bcast(text.data(), static_cast<int>(text.size()), MPI_CHAR, first, impl_->control), "MPI_Bcast");
   const std::string prefix = first == impl_->rank ? "" : "rank " + std::to_string(first) + ": ";
-  throw AgreedError(static_cast<ErrorKind>(*failed), prefix + text.data());
+  throw AgreedError(static_cast<ErrorKind>(*failed), prefix + (messages.data() + first * kMaxErrorBytes));
 }
 
 void Session::broadcast_message(std::vector<uint8_t>* message) {
-  if (impl_->ranks == 1) return;
+  const auto bytes = static_cast<int64_t>(message->size());
+  MessageStart start{bytes, {}};
   if (impl_->rank == 0) {
-    const auto bytes = static_cast<int64_t>(message->size());
     if (bytes > kMaxMessageBytes) throw Error(ErrorKind::internal, "a message of " + std::to_string(bytes) + " bytes is too long");
-    for (int other = 1; other < impl_->ranks; ++other) {
-      check_mpi(MPI_Send(message->data(), static_cast<int>(bytes), MPI_BYTE, other, kPlanTag, impl_->control), "MPI_Send");
-    }
-    return;
+    std::copy_n(message->begin(), std::min(bytes, kShortMessageBytes), start.data);
   }
-  // A blocking receive burns a core. Between two steps the next message is microseconds away, so pauses start short and are never
-  // longer than the time already waited.
-  constexpr int kEagerProbes = 64;
-  constexpr int kLongestPauseUs = 500;
-  MPI_Message found = MPI_MESSAGE_NULL;
-  MPI_Status status;
-  int pause_us = 1;
-  for (int probe = 0;; ++probe) {
-    int ready = 0;
-    check_mpi(MPI_Improbe(0, kPlanTag, impl_->control, &ready, &found, &status), "MPI_Improbe");
-    if (ready) break;
-    if (probe < kEagerProbes) {
-      sched_yield();
-    } else {
-      usleep(static_cast<useconds_t>(pause_us));
-      pause_us = std::min(2 * pause_us, kLongestPauseUs);
-    }
-  }
-  int bytes = 0;
-  check_mpi(MPI_Get_count(&status, MPI_BYTE, &bytes), "MPI_Get_count");
-  message->resize(static_cast<size_t>(bytes));
-  check_mpi(MPI_Mrecv(message->data(), bytes, MPI_BYTE, &found, &status), "MPI_Mrecv");
+  impl_->comm->broadcast(&start, sizeof start);
+  message->resize(static_cast<size_t>(start.bytes));
+  if (impl_->rank != 0) std::copy_n(start.data, std::min(start.bytes, kShortMessageBytes), message->begin());
+  if (start.bytes > kShortMessageBytes)
+    impl_->comm->broadcast(message->data() + kShortMessageBytes, start.bytes - kShortMessageBytes);
 }
 
 int run_program(const std::string& program, int argc, char** argv, const std::function<int(Session&)>& body) {

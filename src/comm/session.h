@@ -17,7 +17,7 @@ class Session {
  public:
   // Initialises MPI when the process was started by a launcher (OMPI_COMM_WORLD_SIZE, PMIX_RANK or PMI_RANK is set), else stays
   // alone (no MPI call at all). Sets the log identity. Throws ErrorKind::usage when SLURM_STEP_NUM_TASKS > 1 but the MPI world has
-  // one rank (N copies of rank 0).
+  // one rank (N copies of rank 0). PQ_COMM=mpi in the environment keeps the ranks from sharing memory (same bits, slower).
   Session(std::string program, int* argc, char*** argv);
   ~Session();
   Session(const Session&) = delete;
@@ -38,8 +38,8 @@ class Session {
   // not communicate. std::bad_alloc becomes ErrorKind::environment, other exceptions ErrorKind::internal, both naming `where`.
   void agree(const std::string& where, const std::function<void()>& work);
 
-  // Broadcast of a variable-sized message from rank 0. On other ranks waits without spinning (test with back-off up to 500 us).
-  // At most 1 GiB; replaces *message on ranks other than 0.
+  // Broadcast of a variable-sized message from rank 0; the other ranks wait without spinning. At most 1 GiB; replaces *message on
+  // ranks other than 0.
   void broadcast_message(std::vector<uint8_t>* message);
 
   // Flushes stdout and ends every rank of the job with `code` at once; the caller has printed its line.

@@ -175,7 +175,7 @@ TEST(Run, PlainOutputIsTheTextAndReportsGoToStderr) {
   EXPECT_EQ(result.code, 0);
   EXPECT_EQ(result.out, expected["text"].get<std::string>() + "\n");
   for (const std::string& line : test::lines_of(result.err)) EXPECT_EQ(line.rfind("pq-run[0]: ", 0), 0u) << line;
-  EXPECT_THAT(result.err, HasSubstr("2 ranks (mpi)"));
+  EXPECT_THAT(result.err, HasSubstr("2 ranks (mpi, shared window)"));
   EXPECT_THAT(result.err, HasSubstr("rank 0: "));
   EXPECT_THAT(result.err, HasSubstr("rank 1: "));
   EXPECT_THAT(result.err, HasSubstr("stopped at the limit of 8 tokens"));

@@ -1,9 +1,11 @@
-// MPI collectives and the session's own exchange under mpirun: the checks of collective_cases.h with whole and with small pieces,
-// agree with each rank failing in turn, messages of many sizes, places on the node.
+// MPI collectives and the session's own exchange under mpirun: the checks of collective_cases.h over shared memory, MPI and both,
+// agree with each rank failing in turn, messages of many sizes, places on the node, and what waiting costs.
 #include <mpi.h>
 #include <sched.h>
+#include <unistd.h>
 
 #include <cstdio>
+#include <ctime>
 #include <vector>
 
 #include "comm/mpi_comm.h"
@@ -17,6 +19,60 @@ void expect(const std::string& problem) {
 }
 
 void expect_true(bool condition, const std::string& problem) { expect(condition ? "" : problem); }
+
+double processor_seconds() {
+  timespec time{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+// A rank that waits for rank 0's next message must leave its processor alone. Processor time, unlike time, does not depend on what
+// else the machine does.
+void check_idle(pq::Communicator& comm) {
+  constexpr double kWaitSeconds = 0.5;
+  // 5 % of the wait, and the milliseconds a rank stays awake first.
+  constexpr double kAllowedSeconds = 0.05 * kWaitSeconds + 0.005;
+  comm.barrier();
+  if (comm.rank() == 0) usleep(static_cast<useconds_t>(1e6 * kWaitSeconds));
+  const double before = processor_seconds();
+  char byte = 0;
+  comm.broadcast(&byte, 1);
+  const double used = processor_seconds() - before;
+  if (comm.rank() != 0)
+    expect_true(used < kAllowedSeconds, comm.name() + ": waiting took " + std::to_string(used) + " s of processor time");
+}
+
+struct Transport {
+  pq::MpiOptions options;
+  std::string name;
+};
+
+// Every way the ranks can be spread over nodes, with whole and with small pieces, must pass the same checks; one that may not use
+// shared memory must say so.
+void check_transports(int rank, int ranks) {
+  const std::string window = "mpi, shared window";
+  const std::string two_nodes = "mpi, shared window in each of 2 nodes";
+  const Transport transports[] = {
+      {{}, window},
+      {{.window_bytes = 4096}, window},
+      {{.window_bytes = 0}, "mpi"},
+      {{.piece_bytes = 1000, .window_bytes = 0}, "mpi"},
+      {{.node = rank}, "mpi"},
+      // Neighbours share a node.
+      {{.window_bytes = 8192, .node = rank / 2}, ranks == 2 ? window : two_nodes},
+      {{.node = rank / 2}, ranks == 2 ? window : two_nodes},
+      // Nodes that break the tree: ranks dealt in turn, and one rank apart from the rest.
+      {{.node = rank % 2}, "mpi"},
+      {{.node = rank == 0 ? 0 : 1}, "mpi"},
+  };
+  for (const Transport& transport : transports) {
+    const auto comm = pq::make_mpi_communicator(MPI_COMM_WORLD, transport.options);
+    expect_true(comm->name() == transport.name, comm->name() + " instead of " + transport.name);
+    expect(pq::test::check_collectives(*comm));
+    expect(pq::test::check_tree_order(*comm));
+    check_idle(*comm);
+  }
+}
 
 void check_agree(pq::Session& session) {
   int runs = 0;
@@ -64,7 +120,7 @@ void check_cpus(pq::Session& session) {
 }
 
 void check_messages(pq::Session& session) {
-  for (const int64_t bytes : {0, 1, 100, 4096, 70000, 3000000}) {
+  for (const int64_t bytes : {0, 1, 100, 503, 504, 505, 4096, 70000, 3000000}) {
     std::vector<uint8_t> message;
     if (session.rank() == 0) {
       for (int64_t i = 0; i < bytes; ++i) message.push_back(pq::test::byte_input(9, i));
@@ -85,11 +141,7 @@ int main(int argc, char** argv) {
     expect_true(session.local_ranks() == session.ranks() && session.local_rank() == session.rank(), "ranks of one node");
     expect(pq::test::check_collectives(session.comm()));
     expect(pq::test::check_tree_order(session.comm()));
-    if (session.comm().name() == "mpi") {
-      const auto pieces = pq::make_mpi_communicator(MPI_COMM_WORLD, 1000);
-      expect(pq::test::check_collectives(*pieces));
-      expect(pq::test::check_tree_order(*pieces));
-    }
+    if (session.ranks() > 1) check_transports(session.rank(), session.ranks());
     check_cpus(session);
     check_agree(session);
     check_messages(session);
