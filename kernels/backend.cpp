@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/plugin.h"
 #include "kernels/polar.h"
 #include "kernels/reference/reference_backend.h"
 
@@ -37,7 +38,8 @@ std::unique_ptr<Backend> make_backend(const std::string& device, const BackendOp
     if (!isa) throw Error(ErrorKind::usage, fmt::format("there is no instruction set '{}'; known are {}", options.isa, isa_names()));
     return make_cpu_backend(*isa, options);
   }
-  throw Error(ErrorKind::usage, fmt::format("there is no device '{}'; devices are cpu and reference", device));
+  if (device == "cuda") return make_cuda_backend(options.device_index, options.memory_limit, nullptr);
+  throw Error(ErrorKind::usage, fmt::format("there is no device '{}'; devices are cpu, cuda and reference", device));
 }
 
 }  // namespace pq

@@ -11,6 +11,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/process.h"
+#include "kernels/plugin.h"
 #include "store/open_weights.h"
 #include "store/quantize_source.h"
 
@@ -58,11 +59,38 @@ BackendOptions rank_backend_options(const BackendFlags& flags, const std::vector
   return options;
 }
 
-std::unique_ptr<Backend> make_rank_backend(const BackendFlags& flags, const std::vector<int>& cpus) {
-  const int available = static_cast<int>(cpus.size());
+std::unique_ptr<Backend> make_encoder_backend(const BackendFlags& flags, const Session& session) {
+  const int available = static_cast<int>(session.cpus().size());
   if (flags.threads > 1 && available > 0 && flags.threads > available)
     log_line(fmt::format("-t {} exceeds the {} CPUs of this rank; threads will wait for each other", flags.threads, available));
-  return make_backend(flags.device, rank_backend_options(flags, cpus));
+  return make_backend(flags.device == "reference" ? "reference" : "cpu", rank_backend_options(flags, session.cpus()));
+}
+
+std::unique_ptr<Backend> make_rank_backend(const BackendFlags& flags, const Session& session, int64_t memory_bytes,
+                                           DeviceIdentity* identity) {
+  identity->fill(0);
+  if (flags.device != "cuda" && flags.device != "auto") return make_encoder_backend(flags, session);
+  std::string reason;
+  const int devices = cuda_device_count(&reason);
+  if (devices == 0 && flags.device == "auto") {
+    log_once("no GPU: " + reason + "; running on the CPU");
+    return make_encoder_backend(flags, session);
+  }
+  return make_cuda_backend(devices == 0 ? 0 : session.local_rank() % devices, memory_bytes, identity->data());
+}
+
+void refuse_shared_devices(Session& session, const DeviceIdentity& identity, bool allowed) {
+  std::vector<DeviceIdentity> all(static_cast<size_t>(session.ranks()));
+  session.comm().all_gather(identity.data(), static_cast<int64_t>(sizeof identity), all.data());
+  session.agree("choosing devices", [&] {
+    if (allowed || identity == DeviceIdentity{}) return;
+    const auto first = std::find(all.begin(), all.end(), identity) - all.begin();
+    if (first < session.rank()) {
+      throw Error(ErrorKind::usage, fmt::format("ranks {} and {} have one GPU; start fewer ranks, show each its own device, or say "
+                                                "--share-device",
+                                                first, session.rank()));
+    }
+  });
 }
 
 Model open_model(Session& session, const ModelFlags& flags) {
@@ -75,14 +103,18 @@ Model open_model(Session& session, const ModelFlags& flags) {
     model.config = load_model_config(flags.model);
     check_rank_count(model.config, session.ranks());
     model.runtime = runtime_options(flags, model.config);
-    model.backend = make_rank_backend(flags.backend, session.cpus());
-    model.source = open_weights(flags.model, tensor_specs(model.config), make_recipe(flags.recipe), *model.backend);
+    model.backend = make_rank_backend(flags.backend, session, flags.memory_bytes, &model.device);
+    // Device memory is not host memory: what the host reads, it codes.
+    if (model.backend->name().rfind("cuda", 0) == 0) model.encoder = make_encoder_backend(flags.backend, session);
+    model.source = open_weights(flags.model, tensor_specs(model.config), make_recipe(flags.recipe),
+                                model.encoder ? *model.encoder : *model.backend);
     const int64_t limit =
         flags.memory_bytes > 0 ? flags.memory_bytes : proc_bytes("/proc/meminfo", "MemAvailable") / session.local_ranks();
     model.plan = plan_memory(model.config, model.runtime, session.rank(), session.ranks(),
                              weight_bytes(model.config, *model.source, session.rank(), session.ranks()), limit);
     check_memory(model, flags, limit);
   });
+  refuse_shared_devices(session, model.device, flags.backend.share_device);
   if (const auto* quantizing = dynamic_cast<const QuantizingSource*>(model.source.get())) {
     for (const std::string& warning : quantizing->warnings()) log_once(warning);
   }

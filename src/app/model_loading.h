@@ -2,6 +2,7 @@
 // next begins and by all ranks together. Tokenizer and text are left to the mains.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -17,13 +18,18 @@
 
 namespace pq {
 
+// The UUID of a rank's GPU; zeros on the CPU.
+using DeviceIdentity = std::array<uint8_t, 16>;
+
 // The model one rank holds. Members depend on those above them.
 struct Model {
   std::string path;
   ModelConfig config;
   RuntimeOptions runtime;
   MemoryPlan plan;
+  DeviceIdentity device{};  // of backend
   std::unique_ptr<Backend> backend;
+  std::unique_ptr<Backend> encoder;  // of a checkpoint that is quantised while loading; null when backend does it
   std::unique_ptr<WeightSource> source;
   std::unique_ptr<Transformer> transformer;  // null until load_model
   double load_seconds = 0;
@@ -32,8 +38,17 @@ struct Model {
 // Threads of this rank by the flags. Without -t as many as the rank has CPUs, each pinned to one; with fewer threads none is pinned.
 BackendOptions rank_backend_options(const BackendFlags& flags, const std::vector<int>& cpus);
 
-// The backend of this rank with those options. Logs a line when -t exceeds the CPUs. Throws what make_backend throws.
-std::unique_ptr<Backend> make_rank_backend(const BackendFlags& flags, const std::vector<int>& cpus);
+// The backend of this rank. cpu: with those options; logs a line when -t exceeds the CPUs. cuda: on the visible device of the rank's
+// place on its node, modulo their number. auto: cuda where a device answers, else cpu, with a line that says why. memory_bytes: of
+// --memory. identity: filled. Throws what make_backend throws.
+std::unique_ptr<Backend> make_rank_backend(const BackendFlags& flags, const Session& session, int64_t memory_bytes,
+                                           DeviceIdentity* identity);
+
+// The same for coding weights, which the host does.
+std::unique_ptr<Backend> make_encoder_backend(const BackendFlags& flags, const Session& session);
+
+// Collective. Throws ErrorKind::usage on all ranks when two of them took one GPU, unless `allowed`.
+void refuse_shared_devices(Session& session, const DeviceIdentity& identity, bool allowed);
 
 // Collective. Reads no weights. Throws on all ranks: ErrorKind::input for files that are not what they claim, ErrorKind::usage for
 // a rank count or a context the model does not allow, ErrorKind::environment when the plan exceeds --memory or what the node has

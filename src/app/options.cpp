@@ -126,10 +126,11 @@ void add_activations_flag(CLI::App* app, std::string* activations) {
 void add_backend_flags(CLI::App* app, BackendFlags* flags) {
   app->add_option("-t,--threads", flags->threads, "of a rank [its CPUs]")->type_name("N")->check(CLI::Range(1, 1024));
   app->add_option("--isa", flags->isa, "instruction set, as avx2 [the best there is]")->type_name("NAME");
-  app->add_option("--device", flags->device, "cpu or reference")
+  app->add_option("--device", flags->device, "cpu, cuda, auto (cuda where a GPU answers) or reference")
       ->type_name("NAME")
-      ->check(CLI::IsMember({"cpu", "reference"}))
+      ->check(CLI::IsMember({"cpu", "cuda", "auto", "reference"}))
       ->capture_default_str();
+  app->add_flag("--share-device", flags->share_device, "several ranks may use one GPU");
 }
 
 void add_size_flag(CLI::App* app, const std::string& name, int64_t* bytes, const std::string& help) {

@@ -31,6 +31,7 @@ struct BackendFlags {
   std::string device = "cpu";
   std::string isa;  // empty: the fastest
   int threads = 0;  // 0: the CPUs of the rank
+  bool share_device = false;
 };
 
 // Which model, and how it is held.

@@ -182,7 +182,7 @@ std::string plan_report(const ModelFlags& flags, int ranks, bool json) {
     }
     plan.config = load_model_config(flags.model);
     if (is_directory(flags.model) && holds_weights(flags.model)) {
-      backend = make_backend(flags.backend.device);
+      backend = make_backend("cpu");
       source = open_weights(flags.model, tensor_specs(plan.config), make_recipe(flags.recipe), *backend);
     }
   }

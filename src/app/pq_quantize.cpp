@@ -162,7 +162,7 @@ int run(Session& session, int argc, char** argv) {
     job = {.source = o.source, .destination = o.destination, .recipe = make_recipe(o.recipe), .force = o.force};
     job.specs = tensor_specs(load_model_config(o.source));
     check_through(job.recipe, job.specs);
-    backend = make_rank_backend(o.backend, session.cpus());
+    backend = make_encoder_backend(o.backend, session);
   });
   const StoreReport report = quantize_store(job, *backend, session.comm(), agree);
   if (session.rank() != 0) return 0;

@@ -12,6 +12,7 @@ namespace pq {
 namespace {
 
 using nlohmann::json;
+using testing::AllOf;
 using testing::AnyOf;
 using testing::HasSubstr;
 using testing::MatchesRegex;
@@ -100,6 +101,15 @@ TEST(Run, ThreadsAndInstructionSetsDoNotChangeTheBits) {
     other.insert(other.end(), words.begin(), words.end());
     EXPECT_EQ(run_json(ranks, test::demo_path(), other)["logits_hash"], alone["logits_hash"]) << words[0] << words[1];
   }
+}
+
+TEST(Run, WithoutAGpuCudaIsRefusedAndAutoRunsOnTheCpu) {
+  const auto refused = run_demo(2, {"-p", "a", "-n", "1", "--device", "cuda"});
+  if (refused.code == 0) GTEST_SKIP() << "this machine has a GPU";
+  EXPECT_THAT(refusal(refused, {69}), AllOf(HasSubstr("no GPU: "), HasSubstr("run with --device cpu")));
+  const auto fallen_back = run_demo(2, {"-p", "a", "-n", "1", "--device", "auto"});
+  EXPECT_EQ(fallen_back.code, 0);
+  EXPECT_THAT(fallen_back.err, AllOf(HasSubstr("no GPU: "), HasSubstr("running on the CPU"), HasSubstr("cpu (")));
 }
 
 TEST(Run, TheBannerNamesInstructionSetAndThreads) {

@@ -1,34 +1,42 @@
-// Tiny cases whose answers can be worked out by hand, on the reference and on the cpu backend.
+// Tiny cases whose answers can be worked out by hand, on every backend.
 #include <array>
 
 #include "base/error.h"
 #include "tests/kernels/kernel_cases.h"
+#include "tests/kernels/staging_backend.h"
 
 namespace pq {
 namespace {
 
 class PencilTest : public ::testing::TestWithParam<const char*> {
  protected:
-  std::unique_ptr<Backend> backend_ = make_backend(GetParam());
+  void SetUp() override {
+    if (!backend_) GTEST_SKIP() << "this machine has no GPU";
+  }
+  std::unique_ptr<Backend> backend_ = make_test_backend(GetParam());
 };
 
 // One or two roundings of a value of this size.
 constexpr float kUlp = 2.4e-7f;
 
 TEST_P(PencilTest, NamesAndMemory) {
-  EXPECT_EQ(backend_->name().substr(0, 3), std::string(GetParam()).substr(0, 3));
+  const std::string device = GetParam();
+  EXPECT_EQ(backend_->name().substr(0, 3), device == "staged" ? "cpu" : device.substr(0, 3));
   for (int64_t bytes : {int64_t{0}, int64_t{1}, int64_t{1000}, int64_t{1} << 20, (int64_t{5} << 20) + 3}) {
     const Buffer buffer = backend_->allocate(bytes);
     EXPECT_EQ(buffer.bytes(), bytes);
-    EXPECT_EQ(backend_->host_pointer(buffer), buffer.data());
+    EXPECT_EQ(backend_->host_pointer(buffer), device == "cuda" ? nullptr : buffer.data());
     EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % 256, 0u);
-    for (int64_t i = 0; i < bytes; ++i) ASSERT_EQ(buffer.as<uint8_t>()[i], 0);
+    std::vector<uint8_t> content(static_cast<size_t>(bytes), 7);
+    backend_->download(content.data(), buffer.data(), bytes);
+    EXPECT_EQ(content, std::vector<uint8_t>(static_cast<size_t>(bytes), 0));
     if (bytes == 0) continue;
-    buffer.as<uint8_t>()[0] = buffer.as<uint8_t>()[bytes - 1] = 7;
-    backend_->zero(buffer.data(), bytes);
-    EXPECT_EQ(buffer.as<uint8_t>()[bytes - 1], 0);
     const uint8_t nine = 9;
     uint8_t back = 0;
+    backend_->upload(buffer.as<uint8_t>() + bytes - 1, &nine, 1);
+    backend_->zero(buffer.data(), bytes);
+    backend_->download(&back, buffer.as<uint8_t>() + bytes - 1, 1);
+    EXPECT_EQ(back, 0);
     backend_->upload(buffer.as<uint8_t>() + bytes - 1, &nine, 1);
     backend_->synchronize();
     backend_->download(&back, buffer.as<uint8_t>() + bytes - 1, 1);
@@ -39,7 +47,8 @@ TEST_P(PencilTest, NamesAndMemory) {
     FAIL() << "an exbibyte was granted";
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::environment);
-    EXPECT_NE(std::string(error.what()).find("1152921504606846976 bytes"), std::string::npos) << error.what();
+    const char* size = device == "cuda" ? "1152921504.61 GB" : "1152921504606846976 bytes";
+    EXPECT_NE(std::string(error.what()).find(size), std::string::npos) << error.what();
   }
 }
 
@@ -417,6 +426,7 @@ TEST_P(PencilTest, Attention) {
 }
 
 TEST_P(PencilTest, PolarEncode) {
+  if (std::string(GetParam()) == "cuda") GTEST_SKIP() << "weights are coded on the host";
   // A constant block of 1: norm sqrt(128) = 11.3137, in half precision 11.3125; the rotation leaves sqrt(128) in coordinate 0, far
   // above the table, and zeros, which are as far from -1 as from 1: the first of the two, code 1, wins.
   const Codebook book = codebook_from_table({-2.0f, -1.0f, 1.0f, 2.0f});
@@ -443,6 +453,7 @@ TEST_P(PencilTest, PolarEncode) {
 }
 
 TEST_P(PencilTest, Int4Encode) {
+  if (std::string(GetParam()) == "cuda") GTEST_SKIP() << "weights are coded on the host";
   // Largest magnitude 14: scale 2. 5 / 2 = 2.5 rounds to 2, 7 / 2 = 3.5 to 4, -5 / 2 to -2. Asymmetric: range -14 to 14 over 15
   // steps.
   std::vector<float> w(kBlock, 0.0f);
@@ -499,7 +510,7 @@ TEST_P(PencilTest, WrongSizesAreRefused) {
                Error);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, PencilTest, ::testing::Values("reference", "cpu"),
+INSTANTIATE_TEST_SUITE_P(Backends, PencilTest, ::testing::Values("reference", "cpu", "staged", "cuda"),
                          [](const auto& info) { return std::string(info.param); });
 
 TEST(MakeBackend, RefusesOtherNames) {
@@ -508,7 +519,7 @@ TEST(MakeBackend, RefusesOtherNames) {
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::usage);
-    EXPECT_STREQ(error.what(), "there is no device 'abacus'; devices are cpu and reference");
+    EXPECT_STREQ(error.what(), "there is no device 'abacus'; devices are cpu, cuda and reference");
   }
 }
 

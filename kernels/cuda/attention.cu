@@ -1,0 +1,206 @@
+// Keys and values into the cache, and causal attention over it. A token attends position by position in parts of kPart, each with a
+// softmax of its own, and the parts are merged in order: the same bits whether one block of threads walks them all or one takes each.
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/sequence.h"
+
+namespace pq::cuda {
+namespace {
+
+constexpr int kPart = 256;
+constexpr int kThreads = 256;
+constexpr int kMaxHeadDim = 512;
+constexpr int kMaxGroup = 16;
+
+__device__ float cached(const void* plane, KvType type, int64_t index) {
+  return type == KvType::f16 ? half_value(static_cast<const uint16_t*>(plane)[index]) : static_cast<const float*>(plane)[index];
+}
+
+__device__ void store(void* plane, KvType type, int64_t index, float value) {
+  if (type == KvType::f16) {
+    static_cast<uint16_t*>(plane)[index] = __half_as_ushort(__float2half_rn(value));
+  } else {
+    static_cast<float*>(plane)[index] = value;
+  }
+}
+
+// One head of one token a warp: query heads, then key heads, then value heads.
+__global__ void attention_input_kernel(AttentionInputArgs a, const Span* spans, int64_t tokens) {
+  const KvCache& cache = a.cache;
+  const int64_t heads = a.heads + 2 * cache.kv_heads;
+  const int64_t place = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+  if (place >= tokens * heads) return;
+  const int lane = threadIdx.x % 32;
+  const int64_t row = place / heads, head = place % heads;
+  const Span span = span_of(spans, a.spans.count, row);
+  const int64_t position = span.position + row - span.row;
+  const int64_t dim = cache.head_dim;
+  const auto slot_index = [&](int64_t kv) { return ((span.slot * cache.kv_heads + kv) * cache.context + position) * dim; };
+  if (head >= a.heads + cache.kv_heads) {
+    const int64_t kv = head - a.heads - cache.kv_heads;
+    for (int64_t i = lane; i < dim; i += 32) store(cache.v, cache.type, slot_index(kv) + i, a.v[(row * cache.kv_heads + kv) * dim + i]);
+    return;
+  }
+  const bool query = head < a.heads;
+  const int64_t kv = head - a.heads;
+  const float* x = query ? a.q_gate + (row * a.heads + head) * 2 * dim : a.k + (row * cache.kv_heads + kv) * dim;
+  const float* weight = query ? a.q_norm : a.k_norm;
+  float sum = 0.0f;
+  for (int64_t i = lane; i < dim; i += 32) sum = fmaf(x[i], x[i], sum);
+  const float root = __fsqrt_rn(__fdiv_rn(warp_sum(sum), static_cast<float>(dim)) + a.eps);
+  const auto normed = [&](int64_t i) { return __fdiv_rn(x[i], root) * (1.0f + weight[i]); };
+  const int64_t half = a.rotary_dim / 2;
+  const auto put = [&](int64_t i, float value) {
+    if (query) {
+      a.q[(row * a.heads + head) * dim + i] = value;
+    } else {
+      store(cache.k, cache.type, slot_index(kv) + i, value);
+    }
+  };
+  for (int64_t i = lane; i < half; i += 32) {
+    // The angle is an fp32 product; its functions in double, as on the host.
+    double sine, cosine;
+    sincos(static_cast<double>(static_cast<float>(position) * a.inv_freq[i]), &sine, &cosine);
+    const float low = normed(i), high = normed(i + half);
+    const float c = static_cast<float>(cosine), s = static_cast<float>(sine);
+    put(i, low * c - high * s);
+    put(i + half, high * c + low * s);
+  }
+  for (int64_t i = a.rotary_dim + lane; i < dim; i += 32) put(i, normed(i));
+}
+
+struct Part {
+  float largest;
+  float sum;
+};
+
+// One part of the positions of one token for the query heads of one kv head, by a block of threads. scores [group][kPart] and the
+// weighted values out [group][head_dim] in shared memory.
+__device__ void attend_part(const AttentionArgs& a, const float* q, const void* k, const void* v, int64_t first, int count, int group,
+                            float* scores, float* out, Part* parts) {
+  const int64_t dim = a.cache.head_dim;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const float scale = rsqrtf(static_cast<float>(dim));
+  for (int p = warp; p < count; p += kThreads / 32) {
+    float dot[kMaxGroup];
+#pragma unroll
+    for (int h = 0; h < kMaxGroup; ++h) dot[h] = 0.0f;
+    for (int64_t i = lane; i < dim; i += 32) {
+      const float key = cached(k, a.cache.type, (first + p) * dim + i);
+#pragma unroll
+      for (int h = 0; h < kMaxGroup; ++h) {
+        if (h < group) dot[h] = fmaf(q[h * dim + i], key, dot[h]);
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < kMaxGroup; ++h) {
+      if (h >= group) break;
+      const float total = warp_sum(dot[h]) * scale;
+      if (lane == 0) scores[h * kPart + p] = total;
+    }
+  }
+  __syncthreads();
+  for (int h = warp; h < group; h += kThreads / 32) {
+    float largest = -INFINITY;
+    for (int p = lane; p < count; p += 32) largest = fmaxf(largest, scores[h * kPart + p]);
+    largest = warp_max(largest);
+    float sum = 0.0f;
+    for (int p = lane; p < count; p += 32) {
+      const float e = expf(scores[h * kPart + p] - largest);
+      scores[h * kPart + p] = e;
+      sum += e;
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) parts[h] = {largest, sum};
+  }
+  __syncthreads();
+  for (int64_t i = threadIdx.x; i < dim; i += kThreads) {
+    float total[kMaxGroup];
+#pragma unroll
+    for (int h = 0; h < kMaxGroup; ++h) total[h] = 0.0f;
+    for (int p = 0; p < count; ++p) {
+      const float value = cached(v, a.cache.type, (first + p) * dim + i);
+#pragma unroll
+      for (int h = 0; h < kMaxGroup; ++h) {
+        if (h < group) total[h] = fmaf(scores[h * kPart + p], value, total[h]);
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < kMaxGroup; ++h) {
+      if (h < group) out[h * dim + i] = total[h];
+    }
+  }
+}
+
+// One token and kv head a block. A thread keeps the running values of its elements of every head.
+__global__ void attention_kernel(AttentionArgs a, const Span* spans) {
+  extern __shared__ float shared[];
+  __shared__ Part parts[kMaxGroup];
+  const KvCache& cache = a.cache;
+  const int64_t dim = cache.head_dim;
+  const int group = static_cast<int>(a.heads / cache.kv_heads);
+  const int64_t row = blockIdx.x, kv = blockIdx.y;
+  const Span span = span_of(spans, a.spans.count, row);
+  const int64_t positions = span.position + row - span.row + 1;
+  float* q = shared;                   // [group][dim]
+  float* out = q + group * dim;        // [group][dim], of the part at hand
+  float* merged = out + group * dim;   // [group][dim]
+  float* scores = merged + group * dim;
+  const int64_t head = row * a.heads + kv * group;
+  for (int64_t i = threadIdx.x; i < group * dim; i += kThreads) {
+    q[i] = a.q[head * dim + i];
+    merged[i] = 0.0f;
+  }
+  const int64_t plane = (span.slot * cache.kv_heads + kv) * cache.context * dim * (cache.type == KvType::f16 ? 2 : 4);
+  const char* k = static_cast<const char*>(cache.k) + plane;
+  const char* v = static_cast<const char*>(cache.v) + plane;
+  float largest[kMaxGroup], sum[kMaxGroup];
+#pragma unroll
+  for (int h = 0; h < kMaxGroup; ++h) {
+    largest[h] = -INFINITY;
+    sum[h] = 0.0f;
+  }
+  for (int64_t first = 0; first < positions; first += kPart) {
+    __syncthreads();
+    attend_part(a, q, k, v, first, static_cast<int>(min(static_cast<int64_t>(kPart), positions - first)), group, scores, out, parts);
+    __syncthreads();
+#pragma unroll
+    for (int h = 0; h < kMaxGroup; ++h) {
+      if (h >= group) break;
+      const float now = fmaxf(largest[h], parts[h].largest);
+      const float keep = expf(largest[h] - now), take = expf(parts[h].largest - now);
+      sum[h] = fmaf(sum[h], keep, parts[h].sum * take);
+      for (int64_t i = threadIdx.x; i < dim; i += kThreads)
+        merged[h * dim + i] = fmaf(merged[h * dim + i], keep, out[h * dim + i] * take);
+      largest[h] = now;
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < kMaxGroup; ++h) {
+    if (h >= group) break;
+    for (int64_t i = threadIdx.x; i < dim; i += kThreads) {
+      const float gate = a.q_gate[(head + h) * 2 * dim + dim + i];
+      a.y[(head + h) * dim + i] = __fdiv_rn(__fdiv_rn(merged[h * dim + i], sum[h]), 1.0f + expf(-gate));
+    }
+  }
+}
+
+}  // namespace
+
+void launch_attention_input(const AttentionInputArgs& args, const Span* device_spans, int64_t tokens, cudaStream_t stream) {
+  const int64_t heads = tokens * (args.heads + 2 * args.cache.kv_heads);
+  attention_input_kernel<<<blocks_for(heads, 4), 128, 0, stream>>>(args, device_spans, tokens);
+  check_launch("attention_input");
+}
+
+void launch_attention(const AttentionArgs& args, const Span* device_spans, int64_t tokens, cudaStream_t stream) {
+  const int64_t group = args.heads / args.cache.kv_heads, dim = args.cache.head_dim;
+  require(group <= kMaxGroup && dim <= kMaxHeadDim, "attention: more than 16 query heads share a kv head, or heads above 512");
+  const size_t shared = sizeof(float) * static_cast<size_t>(3 * group * dim + group * kPart);
+  check(cudaFuncSetAttribute(attention_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+        "shared memory of attention");
+  const dim3 grid(static_cast<unsigned>(tokens), static_cast<unsigned>(args.cache.kv_heads));
+  attention_kernel<<<grid, kThreads, shared, stream>>>(args, device_spans);
+  check_launch("attention");
+}
+
+}  // namespace pq::cuda

@@ -1,0 +1,226 @@
+// Memory, staging and the operations of cuda_backend.h.
+#include "kernels/cuda/cuda_backend.h"
+
+#include <cstring>
+
+#include "kernels/check.h"
+
+namespace pq::cuda {
+namespace {
+
+constexpr int64_t kRingBytes = int64_t{4} << 20;
+
+int64_t tokens_of(const Spans& spans) {
+  int64_t tokens = 0;
+  for (int64_t i = 0; i < spans.count; ++i) tokens += spans.data[i].tokens;
+  return tokens;
+}
+
+std::string gigabytes(int64_t bytes) {
+  const int64_t hundredths = (bytes + 5'000'000) / 10'000'000;
+  return std::to_string(hundredths / 100) + "." + (hundredths % 100 < 10 ? "0" : "") + std::to_string(hundredths % 100) + " GB";
+}
+
+}  // namespace
+
+CudaBackend::CudaBackend(int device, int64_t memory_limit) : device_(device), ledger_(std::make_shared<Ledger>()) {
+  check(cudaSetDevice(device), "cudaSetDevice");
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+  if (properties.major < 8) {
+    throw Error(ErrorKind::environment, "device " + std::to_string(device) + " (" + properties.name + ") is of compute capability " +
+                                            std::to_string(properties.major) + "." + std::to_string(properties.minor) +
+                                            "; pq needs 8.0; run with --device cpu");
+  }
+  name_ = std::string("cuda (") + properties.name + ")";
+  ledger_->limit = memory_limit;
+  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+  ring_ = allocate(kRingBytes);
+  check(cudaMallocHost(reinterpret_cast<void**>(&ring_host_), kRingBytes), "cudaMallocHost");
+}
+
+CudaBackend::~CudaBackend() {
+  cudaStreamSynchronize(stream_);
+  cudaFreeHost(ring_host_);
+  cudaStreamDestroy(stream_);
+}
+
+Buffer CudaBackend::allocate(int64_t bytes) {
+  if (bytes < 0) throw Error(ErrorKind::internal, "a buffer of " + std::to_string(bytes) + " bytes was asked for");
+  if (bytes == 0) return Buffer();
+  const auto refuse = [&](const std::string& why) {
+    throw Error(ErrorKind::environment, "no device memory for a buffer of " + gigabytes(bytes) + ": " + why +
+                                            "; use more ranks, a shorter context or fewer bits");
+  };
+  if (ledger_->limit > 0 && bytes > ledger_->limit - ledger_->used)
+    refuse(gigabytes(ledger_->used) + " of the " + gigabytes(ledger_->limit) + " allowed are taken");
+  check(cudaSetDevice(device_), "cudaSetDevice");
+  void* data = nullptr;
+  if (const cudaError_t result = cudaMalloc(&data, static_cast<size_t>(bytes)); result != cudaSuccess) {
+    cudaGetLastError();
+    size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
+    refuse(gigabytes(static_cast<int64_t>(free)) + " of the device's " + gigabytes(static_cast<int64_t>(total)) + " are free");
+  }
+  ledger_->used += bytes;
+  Buffer buffer(data, bytes, std::shared_ptr<void>(data, [bytes, ledger = ledger_](void* p) {
+                  cudaFree(p);
+                  ledger->used -= bytes;
+                }));
+  check(cudaMemsetAsync(data, 0, static_cast<size_t>(bytes), stream_), "cudaMemset");
+  return buffer;
+}
+
+void CudaBackend::upload(void* device, const void* host, int64_t bytes) {
+  if (bytes == 0) return;
+  check(cudaMemcpyAsync(device, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_), "cudaMemcpy to the device");
+  // The caller may change `host` when this returns.
+  synchronize();
+}
+
+void CudaBackend::download(void* host, const void* device, int64_t bytes) {
+  if (bytes == 0) return;
+  check(cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_), "cudaMemcpy from the device");
+  synchronize();
+}
+
+void CudaBackend::zero(void* device, int64_t bytes) {
+  if (bytes > 0) check(cudaMemsetAsync(device, 0, static_cast<size_t>(bytes), stream_), "cudaMemset");
+}
+
+void CudaBackend::synchronize() { check(cudaStreamSynchronize(stream_), "a kernel failed; cudaStreamSynchronize"); }
+
+template <typename T>
+const T* CudaBackend::stage(const T* host, int64_t count) {
+  const int64_t bytes = (count * static_cast<int64_t>(sizeof(T)) + 255) / 256 * 256;
+  require(bytes <= kRingBytes, "a call with more rows than its staging memory holds");
+  if (ring_used_ + bytes > kRingBytes) {
+    // What earlier calls staged may still be on its way.
+    synchronize();
+    ring_used_ = 0;
+  }
+  char* pinned = ring_host_ + ring_used_;
+  char* device = ring_.as<char>() + ring_used_;
+  ring_used_ += bytes;
+  std::memcpy(pinned, host, static_cast<size_t>(count) * sizeof(T));
+  check(cudaMemcpyAsync(device, pinned, static_cast<size_t>(count) * sizeof(T), cudaMemcpyHostToDevice, stream_), "cudaMemcpy");
+  return reinterpret_cast<const T*>(device);
+}
+
+float* CudaBackend::scratch(int64_t floats) {
+  if (scratch_.bytes() < 4 * floats) {
+    synchronize();
+    scratch_ = Buffer();
+    scratch_ = allocate(4 * floats);
+  }
+  return scratch_.as<float>();
+}
+
+const DeviceCodebook& CudaBackend::device_codebook(const Codebook* book) {
+  static const DeviceCodebook kNone;
+  if (book == nullptr) return kNone;
+  const auto found = codebooks_.find(book);
+  if (found != codebooks_.end()) return found->second;
+  const int64_t count = static_cast<int64_t>(book->centroids.size()), half = count / 2;
+  std::vector<int16_t> values(static_cast<size_t>(count));
+  std::vector<int8_t> magnitudes(16);
+  for (int64_t m = 0; m < half; ++m) {
+    const int16_t value = book->int_magnitudes[static_cast<size_t>(m)];
+    values[static_cast<size_t>(half + m)] = value;
+    values[static_cast<size_t>(half - 1 - m)] = static_cast<int16_t>(-value);
+    if (m < 16) magnitudes[static_cast<size_t>(m)] = static_cast<int8_t>(value);
+  }
+  const auto put = [&](const void* data, int64_t bytes) {
+    tables_.push_back(allocate(bytes));
+    upload(tables_.back().data(), data, bytes);
+    return tables_.back().data();
+  };
+  DeviceCodebook device;
+  device.centroids = static_cast<const float*>(put(book->centroids.data(), 4 * count));
+  device.values = static_cast<const int16_t*>(put(values.data(), 2 * count));
+  device.magnitudes = static_cast<const int8_t*>(put(magnitudes.data(), 16));
+  device.bits = book->bits;
+  device.int_step = book->int_step;
+  return codebooks_.emplace(book, device).first->second;
+}
+
+void CudaBackend::embed(const EmbedArgs& args) {
+  check_embed(args);
+  if (args.tokens == 0) return;
+  launch_embed(args, stage(args.ids, args.tokens), device_codebook(args.table.codebook).centroids, stream_);
+}
+
+void CudaBackend::rms_norm(const RmsNormArgs& args) {
+  if (args.prepared.wanted()) check_prepare({.x = args.y, .tokens = args.rows, .dim = args.dim, .prepared = args.prepared});
+  if (args.rows > 0) launch_rms_norm(args, stream_);
+}
+
+void CudaBackend::prepare(const PrepareArgs& args) {
+  check_prepare(args);
+  if (args.tokens > 0) launch_prepare(args, stream_);
+}
+
+void CudaBackend::linear(const LinearArgs& args) {
+  check_linear(args);
+  if (args.x.tokens == 0 || args.w.rows == 0) return;
+  const DeviceCodebook& book = device_codebook(args.w.codebook);
+  const int64_t count = args.x.tokens * args.w.rows;
+  float* sums = args.w.units == 1 ? args.y : scratch(args.w.units * count);
+  if (args.w.format == WeightFormat::polar && args.x.mode == ActivationMode::int8) {
+    launch_polar_int8(args, sums, book, stream_);
+  } else {
+    launch_float_linear(args, sums, book, stream_);
+  }
+  if (args.w.units > 1) launch_unit_tree(args.y, sums, args.w.units, count, stream_);
+}
+
+void CudaBackend::swiglu(const SwigluArgs& args) {
+  check_swiglu(args);
+  const int64_t count = args.x.tokens * args.gate.rows;
+  if (count == 0) return;
+  linear({.y = args.y, .x = args.x, .w = args.gate});
+  // Behind what linear itself needs for the units of `up`.
+  const int64_t units = args.up.units > 1 ? args.up.units * count : 0;
+  float* up = scratch(units + count) + units;
+  linear({.y = up, .x = args.x, .w = args.up});
+  launch_silu_mul(args.y, up, count, stream_);
+}
+
+void CudaBackend::add(const AddArgs& args) {
+  if (args.count > 0) launch_add(args, stream_);
+}
+
+void CudaBackend::gated_rms_norm(const GatedRmsNormArgs& args) {
+  if (args.rows > 0) launch_gated_rms_norm(args, stream_);
+}
+
+void CudaBackend::causal_conv(const CausalConvArgs& args) {
+  if (tokens_of(args.spans) > 0) launch_causal_conv(args, stage(args.spans.data, args.spans.count), stream_);
+}
+
+void CudaBackend::gated_delta(const GatedDeltaArgs& args) {
+  check_gated_delta(args);
+  if (tokens_of(args.spans) > 0) launch_gated_delta(args, stage(args.spans.data, args.spans.count), stream_);
+}
+
+void CudaBackend::attention_input(const AttentionInputArgs& args) {
+  check_attention_input(args);
+  const int64_t tokens = tokens_of(args.spans);
+  if (tokens > 0) launch_attention_input(args, stage(args.spans.data, args.spans.count), tokens, stream_);
+}
+
+void CudaBackend::attention(const AttentionArgs& args) {
+  check_attention(args);
+  const int64_t tokens = tokens_of(args.spans);
+  if (tokens > 0) launch_attention(args, stage(args.spans.data, args.spans.count), tokens, stream_);
+}
+
+void CudaBackend::decode(const DecodeArgs& args) {
+  check_matrix("decode", args.matrix);
+  if (args.matrix.rows > 0) launch_decode(args, device_codebook(args.matrix.codebook), stream_);
+}
+
+void CudaBackend::polar_encode(const PolarEncodeArgs&) { throw Error(ErrorKind::internal, "weights are coded on the host, not by cuda"); }
+void CudaBackend::int4_encode(const Int4EncodeArgs&) { throw Error(ErrorKind::internal, "weights are coded on the host, not by cuda"); }
+
+}  // namespace pq::cuda

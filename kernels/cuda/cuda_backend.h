@@ -1,0 +1,73 @@
+// The backend of one NVIDIA device: memory counted against a limit, one stream, operations as launches of kernels/cuda/*.cu. Made by the
+// plugin's factory; which rank takes which device is left to the programs.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "kernels/cuda/launch.h"
+
+namespace pq::cuda {
+
+class CudaBackend : public Backend {
+ public:
+  // memory_limit: bytes of device memory that buffers may take together; 0: what the device has. Throws ErrorKind::environment when
+  // the device does not exist, is older than sm_80, or cannot be opened.
+  CudaBackend(int device, int64_t memory_limit);
+  ~CudaBackend() override;
+
+  std::string name() const override { return name_; }
+  Buffer allocate(int64_t bytes) override;
+  void* host_pointer(const Buffer&) const override { return nullptr; }
+  void upload(void* device, const void* host, int64_t bytes) override;
+  void download(void* host, const void* device, int64_t bytes) override;
+  void zero(void* device, int64_t bytes) override;
+  void synchronize() override;
+
+  void embed(const EmbedArgs& args) override;
+  void rms_norm(const RmsNormArgs& args) override;
+  void prepare(const PrepareArgs& args) override;
+  void linear(const LinearArgs& args) override;
+  void swiglu(const SwigluArgs& args) override;
+  void add(const AddArgs& args) override;
+  void causal_conv(const CausalConvArgs& args) override;
+  void gated_delta(const GatedDeltaArgs& args) override;
+  void gated_rms_norm(const GatedRmsNormArgs& args) override;
+  void attention_input(const AttentionInputArgs& args) override;
+  void attention(const AttentionArgs& args) override;
+  void decode(const DecodeArgs& args) override;
+
+  // Weights are coded on the host, where they are read: both throw ErrorKind::internal.
+  void polar_encode(const PolarEncodeArgs& args) override;
+  void int4_encode(const Int4EncodeArgs& args) override;
+
+ private:
+  // Bytes taken by buffers, shared with them because they may outlive the backend.
+  struct Ledger {
+    int64_t used = 0;
+    int64_t limit = 0;
+  };
+
+  const DeviceCodebook& device_codebook(const Codebook* book);
+  // Host data for the kernels of one call, by way of a ring of pinned memory.
+  template <typename T>
+  const T* stage(const T* host, int64_t count);
+  // Scratch of the stream that grows to the largest call and stays.
+  float* scratch(int64_t floats);
+
+  int device_;
+  std::string name_;
+  cudaStream_t stream_ = nullptr;
+  std::shared_ptr<Ledger> ledger_;
+  std::map<const Codebook*, DeviceCodebook> codebooks_;
+  std::vector<Buffer> tables_;
+  Buffer scratch_;
+  Buffer ring_;
+  char* ring_host_ = nullptr;
+  int64_t ring_used_ = 0;
+};
+
+}  // namespace pq::cuda

@@ -1,0 +1,43 @@
+// The launches of the plugin's kernels, one function an operation: device pointers only, arguments already checked, at least one row.
+// Order on the stream; nothing here blocks.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/device.h"
+
+namespace pq::cuda {
+
+// Device copies of one codebook.
+struct DeviceCodebook {
+  const float* centroids = nullptr;    // [2^bits]
+  const int16_t* values = nullptr;     // [2^bits], integer centroids by code
+  const int8_t* magnitudes = nullptr;  // [16], int_magnitudes of tables of at most 5 bits, padded with zeros
+  int bits = 0;
+  float int_step = 0;
+};
+
+void launch_rms_norm(const RmsNormArgs& args, cudaStream_t stream);
+void launch_prepare(const PrepareArgs& args, cudaStream_t stream);
+void launch_gated_rms_norm(const GatedRmsNormArgs& args, cudaStream_t stream);
+void launch_add(const AddArgs& args, cudaStream_t stream);
+// gate <- silu(gate) * up
+void launch_silu_mul(float* gate, const float* up, int64_t count, cudaStream_t stream);
+void launch_embed(const EmbedArgs& args, const int32_t* device_ids, const float* centroids, cudaStream_t stream);
+
+// The sums of each unit, unit_sums [units][tokens][rows]; args.y is not looked at. Int8 activations: by the order of LinearArgs, so the
+// same bits as the host backends.
+void launch_polar_int8(const LinearArgs& args, float* unit_sums, const DeviceCodebook& book, cudaStream_t stream);
+// The same for coded matrices against rotated fp32 activations, and f32, bf16 and int4 matrices against raw ones. Sums in 32 lanes.
+void launch_float_linear(const LinearArgs& args, float* unit_sums, const DeviceCodebook& book, cudaStream_t stream);
+// y [count] = the units [units][count] added by a balanced binary tree; units a power of two.
+void launch_unit_tree(float* y, const float* unit_sums, int64_t units, int64_t count, cudaStream_t stream);
+
+void launch_causal_conv(const CausalConvArgs& args, const Span* device_spans, cudaStream_t stream);
+void launch_gated_delta(const GatedDeltaArgs& args, const Span* device_spans, cudaStream_t stream);
+void launch_attention_input(const AttentionInputArgs& args, const Span* device_spans, int64_t tokens, cudaStream_t stream);
+// scratch: launch_attention_scratch(args) floats.
+void launch_attention(const AttentionArgs& args, const Span* device_spans, int64_t tokens, cudaStream_t stream);
+void launch_decode(const DecodeArgs& args, const DeviceCodebook& book, cudaStream_t stream);
+
+}  // namespace pq::cuda

@@ -1,0 +1,134 @@
+// Products with weights that are used as fp32, the tree over units, and matrices written out as fp32.
+#include "kernels/cuda/launch.h"
+
+namespace pq::cuda {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kTokens = 4;
+
+// One row and up to four tokens a warp; blockIdx.y the tokens, blockIdx.z the unit.
+__global__ void __launch_bounds__(32 * kWarps)
+    plain_rows_kernel(float* unit_sums, const float* x, Matrix m, int64_t tokens, int64_t unit_cols) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (row >= m.rows) return;
+  const int lane = threadIdx.x % 32;
+  const int64_t unit = blockIdx.z, first = static_cast<int64_t>(blockIdx.y) * kTokens;
+  const int64_t count = min(static_cast<int64_t>(kTokens), tokens - first);
+  const float* input = x + first * m.cols + unit * unit_cols;
+  float sum[kTokens] = {};
+  for (int64_t c = lane; c < unit_cols; c += 32) {
+    const float w = plain_weight(m, unit * m.rows + row, unit_cols, c);
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      if (t < count) sum[t] = fmaf(w, input[t * m.cols + c], sum[t]);
+    }
+  }
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) {
+    const float total = warp_sum(sum[t]);
+    if (lane == 0 && t < count) unit_sums[(unit * tokens + first + t) * m.rows + row] = total;
+  }
+}
+
+// The same for coded rows against rotated activations.
+__global__ void __launch_bounds__(32 * kWarps) rotated_rows_kernel(float* unit_sums, const float* x, Matrix m,
+                                                                     const float* centroids, int bits, int64_t tokens,
+                                                                     int64_t unit_cols) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (row >= m.rows) return;
+  const int lane = threadIdx.x % 32;
+  const int64_t unit = blockIdx.z, first = static_cast<int64_t>(blockIdx.y) * kTokens;
+  const int64_t count = min(static_cast<int64_t>(kTokens), tokens - first);
+  const int64_t blocks = unit_cols / kBlock;
+  const int64_t index = (unit * m.rows + row) * blocks;
+  float sum[kTokens] = {};
+  for (int64_t b = 0; b < blocks; ++b) {
+    const uint8_t* block = static_cast<const uint8_t*>(m.data) + (index + b) * 16 * bits;
+    float w[4];
+    for (int i = 0; i < 4; ++i) w[i] = centroids[code_at(block, bits, 4 * lane + i)];
+    const float factor = __fdiv_rn(half_value(m.scales[index + b]), 11.3137085f);
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      if (t >= count) break;
+      const float4 v = reinterpret_cast<const float4*>(x + (first + t) * m.cols + unit * unit_cols + b * kBlock)[lane];
+      sum[t] = fmaf(warp_sum(fmaf(w[3], v.w, fmaf(w[2], v.z, fmaf(w[1], v.y, w[0] * v.x)))), factor, sum[t]);
+    }
+  }
+  for (int t = 0; t < count; ++t) {
+    if (lane == 0) unit_sums[(unit * tokens + first + t) * m.rows + row] = sum[t];
+  }
+}
+
+__global__ void unit_tree_kernel(float* y, const float* sums, int units, int64_t count) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= count) return;
+  float level[7];
+  // A binary counter: after unit u the levels of its trailing ones are full and fold into the next.
+  for (int u = 0; u < units; ++u) {
+    float sum = sums[u * count + i];
+#pragma unroll
+    for (int l = 0; l < 7; ++l) {
+      if (((u >> l) & 1) == 0) {
+        level[l] = sum;
+        break;
+      }
+      sum = level[l] + sum;
+    }
+  }
+#pragma unroll
+  for (int l = 0; l < 7; ++l) {
+    if (units == 1 << l) y[i] = level[l];
+  }
+}
+
+// One block of 128 a warp, in the original basis.
+__global__ void decode_kernel(float* y, Matrix m, const float* centroids, int bits, int64_t unit_cols) {
+  const int64_t blocks = (unit_cols + kBlock - 1) / kBlock;
+  const int64_t place = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+  if (place >= m.units * m.rows * blocks) return;
+  const int lane = threadIdx.x % 32;
+  const int64_t line = place / blocks, b = place % blocks;
+  const int64_t unit = line / m.rows, row = line % m.rows;
+  float v[4];
+  if (m.format == WeightFormat::polar) {
+    const uint8_t* block = static_cast<const uint8_t*>(m.data) + place * 16 * bits;
+    for (int i = 0; i < 4; ++i) v[i] = centroids[code_at(block, bits, 4 * lane + i)];
+    hadamard_block(v);
+    const float factor = half_value(m.scales[place]) * (1.0f / 128.0f);
+    for (float& value : v) value *= factor;
+  }
+  for (int i = 0; i < 4; ++i) {
+    const int64_t c = b * kBlock + 4 * lane + i;
+    if (c >= unit_cols) break;
+    y[row * m.cols + unit * unit_cols + c] = m.format == WeightFormat::polar ? v[i] : plain_weight(m, line, unit_cols, c);
+  }
+}
+
+}  // namespace
+
+void launch_float_linear(const LinearArgs& args, float* unit_sums, const DeviceCodebook& book, cudaStream_t stream) {
+  const Matrix& w = args.w;
+  const dim3 grid(blocks_for(w.rows, kWarps), blocks_for(args.x.tokens, kTokens), static_cast<unsigned>(w.units));
+  if (w.format == WeightFormat::polar) {
+    rotated_rows_kernel<<<grid, 32 * kWarps, 0, stream>>>(unit_sums, args.x.rotated, w, book.centroids, book.bits, args.x.tokens,
+                                                          w.unit_cols());
+  } else {
+    plain_rows_kernel<<<grid, 32 * kWarps, 0, stream>>>(unit_sums, args.x.raw, w, args.x.tokens, w.unit_cols());
+  }
+  check_launch("float linear");
+}
+
+void launch_unit_tree(float* y, const float* unit_sums, int64_t units, int64_t count, cudaStream_t stream) {
+  unit_tree_kernel<<<blocks_for(count, 256), 256, 0, stream>>>(y, unit_sums, static_cast<int>(units), count);
+  check_launch("unit tree");
+}
+
+void launch_decode(const DecodeArgs& args, const DeviceCodebook& book, cudaStream_t stream) {
+  const Matrix& m = args.matrix;
+  const int64_t lines = m.units * m.rows * ((m.unit_cols() + kBlock - 1) / kBlock);
+  decode_kernel<<<blocks_for(lines, 4), 128, 0, stream>>>(args.w, m, book.centroids, book.bits, m.unit_cols());
+  check_launch("decode");
+}
+
+}  // namespace pq::cuda

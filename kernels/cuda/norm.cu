@@ -1,0 +1,144 @@
+// Rows of activations: norms, rotation and quantisation of the input of coded matrices, sums, embedding.
+#include "kernels/cuda/launch.h"
+
+namespace pq::cuda {
+namespace {
+
+constexpr int kRowThreads = 256;
+
+// One 128-block by one warp, four elements a lane.
+__device__ void prepare_block(const float4 x, int lane, const Prepared& out, int64_t block) {
+  float v[4] = {x.x, x.y, x.z, x.w};
+  hadamard_block(v);
+  for (float& value : v) value *= 0.08838834764831845f;
+  if (out.mode == ActivationMode::f32) {
+    reinterpret_cast<float4*>(out.rotated + block * kBlock)[lane] = make_float4(v[0], v[1], v[2], v[3]);
+    return;
+  }
+  const float largest = warp_max(fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3]))));
+  const float scale = __fdiv_rn(largest, 127.0f);
+  const float divisor = scale == 0.0f ? 1.0f : scale;
+  char4 code;
+  code.x = static_cast<signed char>(__float2int_rn(__fdiv_rn(v[0], divisor)));
+  code.y = static_cast<signed char>(__float2int_rn(__fdiv_rn(v[1], divisor)));
+  code.z = static_cast<signed char>(__float2int_rn(__fdiv_rn(v[2], divisor)));
+  code.w = static_cast<signed char>(__float2int_rn(__fdiv_rn(v[3], divisor)));
+  reinterpret_cast<char4*>(out.codes + block * kBlock)[lane] = code;
+  if (lane == 0) out.scales[block] = scale;
+}
+
+// One row a block of threads. The row is read twice; it stays in the first-level cache.
+__global__ void rms_norm_kernel(RmsNormArgs a, bool prepared) {
+  __shared__ float scratch[32];
+  const int64_t row = blockIdx.x;
+  const float* x = a.x + row * a.dim;
+  float* y = a.y + row * a.dim;
+  float sum = 0.0f;
+  for (int64_t i = threadIdx.x; i < a.dim; i += kRowThreads) sum = fmaf(x[i], x[i], sum);
+  sum = block_sum(sum, scratch);
+  const float root = __fsqrt_rn(__fdiv_rn(sum, static_cast<float>(a.dim)) + a.eps);
+  for (int64_t i = threadIdx.x; i < a.dim; i += kRowThreads) y[i] = __fdiv_rn(x[i], root) * (a.weight_offset + a.weight[i]);
+  if (!prepared) return;
+  __syncthreads();
+  const int lane = threadIdx.x % 32;
+  const int64_t blocks = a.dim / kBlock;
+  for (int64_t b = threadIdx.x / 32; b < blocks; b += kRowThreads / 32)
+    prepare_block(reinterpret_cast<const float4*>(y + b * kBlock)[lane], lane, a.prepared, row * blocks + b);
+}
+
+__global__ void prepare_kernel(PrepareArgs a, int64_t blocks) {
+  const int64_t b = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+  if (b >= blocks) return;
+  const int lane = threadIdx.x % 32;
+  prepare_block(reinterpret_cast<const float4*>(a.x + b * kBlock)[lane], lane, a.prepared, b);
+}
+
+// One row a warp: heads are short.
+__global__ void gated_rms_norm_kernel(GatedRmsNormArgs a) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+  if (row >= a.rows) return;
+  const int lane = threadIdx.x % 32;
+  const float* x = a.x + row * a.dim;
+  float sum = 0.0f;
+  for (int64_t i = lane; i < a.dim; i += 32) sum = fmaf(x[i], x[i], sum);
+  sum = warp_sum(sum);
+  const float root = __fsqrt_rn(__fdiv_rn(sum, static_cast<float>(a.dim)) + a.eps);
+  for (int64_t i = lane; i < a.dim; i += 32)
+    a.y[row * a.dim + i] = __fdiv_rn(x[i], root) * a.weight[i] * silu(a.gate[row * a.dim + i]);
+}
+
+__global__ void add_kernel(AddArgs a) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < a.count) a.y[i] += a.x[i];
+}
+
+__global__ void silu_mul_kernel(float* gate, const float* up, int64_t count) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < count) gate[i] = silu(gate[i]) * up[i];
+}
+
+// One token and 128 columns a warp. centroids: device copy of the table of a coded matrix.
+__global__ void embed_kernel(float* y, const int32_t* ids, Matrix table, const float* centroids, int bits, int64_t first_row) {
+  const int64_t token = blockIdx.y;
+  const int64_t b = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int64_t row = ids[token] - first_row;
+  const bool owned = row >= 0 && row < table.rows;
+  if (b * kBlock >= table.cols) return;
+  float v[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  if (owned && table.format == WeightFormat::polar) {
+    const int64_t index = row * (table.cols / kBlock) + b;
+    const uint8_t* block = static_cast<const uint8_t*>(table.data) + index * 16 * bits;
+    for (int i = 0; i < 4; ++i) v[i] = centroids[code_at(block, bits, 4 * lane + i)];
+    hadamard_block(v);
+    // norm / 128: the normalised rotation, and the unit norm of a block of 128 standard normals.
+    const float factor = half_value(table.scales[index]) * (1.0f / 128.0f);
+    for (float& value : v) value *= factor;
+  } else if (owned) {
+    for (int i = 0; i < 4; ++i) {
+      const int64_t c = b * kBlock + 4 * lane + i;
+      if (c < table.cols) v[i] = plain_weight(table, row, table.cols, c);
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    const int64_t c = b * kBlock + 4 * lane + i;
+    if (c < table.cols) y[token * table.cols + c] = v[i] + 0.0f;
+  }
+}
+
+}  // namespace
+
+void launch_rms_norm(const RmsNormArgs& args, cudaStream_t stream) {
+  rms_norm_kernel<<<static_cast<unsigned>(args.rows), kRowThreads, 0, stream>>>(args, args.prepared.wanted());
+  check_launch("rms_norm");
+}
+
+void launch_prepare(const PrepareArgs& args, cudaStream_t stream) {
+  const int64_t blocks = args.tokens * (args.dim / kBlock);
+  prepare_kernel<<<blocks_for(blocks, 4), 128, 0, stream>>>(args, blocks);
+  check_launch("prepare");
+}
+
+void launch_gated_rms_norm(const GatedRmsNormArgs& args, cudaStream_t stream) {
+  gated_rms_norm_kernel<<<blocks_for(args.rows, 4), 128, 0, stream>>>(args);
+  check_launch("gated_rms_norm");
+}
+
+void launch_add(const AddArgs& args, cudaStream_t stream) {
+  add_kernel<<<blocks_for(args.count, 256), 256, 0, stream>>>(args);
+  check_launch("add");
+}
+
+void launch_silu_mul(float* gate, const float* up, int64_t count, cudaStream_t stream) {
+  silu_mul_kernel<<<blocks_for(count, 256), 256, 0, stream>>>(gate, up, count);
+  check_launch("silu_mul");
+}
+
+void launch_embed(const EmbedArgs& args, const int32_t* device_ids, const float* centroids, cudaStream_t stream) {
+  const int bits = args.table.codebook != nullptr ? args.table.codebook->bits : 0;
+  const dim3 grid(blocks_for(args.table.cols, 4 * kBlock), static_cast<unsigned>(args.tokens));
+  embed_kernel<<<grid, 128, 0, stream>>>(args.y, device_ids, args.table, centroids, bits, args.first_row);
+  check_launch("embed");
+}
+
+}  // namespace pq::cuda
