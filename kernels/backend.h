@@ -150,8 +150,8 @@ struct PrepareArgs {
 
 // y[t, r] = sum over cols of W[r, c] * x[t, c]. y [tokens, w.rows]; x.dim == w.cols.
 // Order: partial sums of the units are added by a balanced binary tree (w.units a power of two). Inside a unit:
-//   polar, int8: blocks in order, acc = fma((float)dot, norm * scale * codebook.int_step, acc) with the exact int32 dot product
-//     of integer centroids and activation codes; norm * scale first, then * int_step;
+//   polar, int8: blocks in order, acc = fma((float)dot, norm * (scale * codebook.int_step), acc) with the exact int32 dot product
+//     of integer centroids and activation codes;
 //   polar, f32: blocks in order, acc = fma(dot, norm / sqrt(128), acc), dot in 16 lanes folded by halves;
 //   f32, bf16, int4: 16 lanes over the unit's columns, folded by halves; fp32 fma; int4 weights are decoded to fp32 first.
 // "Folded by halves": lane l += lane l + 8, then + 4, + 2, + 1.

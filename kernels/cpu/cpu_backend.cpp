@@ -10,7 +10,7 @@
 namespace pq {
 
 CpuBackend::CpuBackend(Isa isa, const BackendOptions& options)
-    : isa_(isa), kernels_(kernels_of(isa)), pool_(options.threads, options.pin, options.spin) {
+    : isa_(isa), kernels_(kernels_of(isa)), polar_(polar_kernels_of(isa)), pool_(options.threads, options.pin, options.spin) {
   partial_.resize(static_cast<size_t>(options.threads));
 }
 
@@ -60,14 +60,6 @@ void CpuBackend::add(const AddArgs& args) {
   split(args.count, 1, [&](int64_t first, int64_t last, int) {
     for (int64_t i = first; i < last; ++i) args.y[i] += args.x[i];
   });
-}
-
-const Kernels& kernels_of(Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::avx512) return kAvx512Kernels;
-  if (isa == Isa::avx2) return kAvx2Kernels;
-#endif
-  return kGenericKernels;
 }
 
 std::unique_ptr<Backend> make_cpu_backend(Isa isa, const BackendOptions& options) {

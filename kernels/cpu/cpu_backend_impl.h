@@ -47,10 +47,20 @@ class CpuBackend : public ReferenceBackend {
     });
   }
 
-  // The integer form of an input: sums of its codes by block.
-  void sum_codes(const Activation& x);
-  // out [kTileTokens][kTileRows]: the product of one tile, units added; scratch of w.units - 1 such tiles follows it.
-  void product_tile(const Activation& x, const Matrix& w, const IntTable& table, int64_t row, int64_t token, float* out) const;
+  // One side of a product as the tiles read it.
+  struct Operand {
+    const Activation* x;
+    const Matrix* w;
+    bool integer;
+    IntTable table;
+    PolarInput input;
+    int64_t scratch_floats() const;
+  };
+  // The input of an integer product put into order, in the scratch of that place: 0, or 1 for the second matrix of swiglu.
+  Operand make_operand(const Activation& x, const Matrix& w, int place);
+  // Row t of y, y_stride floats apart: token `token` + t, rows from `row`. next: rows that will be read after these.
+  void product_tile(const Operand& o, int64_t row, int64_t token, const Matrix& next, int64_t next_row, float* y, int64_t y_stride,
+                    float* scratch) const;
   // tile(row, token, worker) for every tile of a product of `rows` x x.tokens.
   template <typename Tile>
   void for_tiles(int64_t rows, const Activation& x, const Tile& tile);
@@ -59,9 +69,15 @@ class CpuBackend : public ReferenceBackend {
 
   Isa isa_;
   const Kernels& kernels_;
+  const PolarKernels& polar_;
   ThreadPool pool_;
   // Scratch that grows to the largest call and stays.
-  std::vector<int32_t> code_sums_;
+  struct PackedScratch {
+    std::vector<float> steps;
+    std::vector<int32_t> excess;
+    std::vector<uint8_t> packed;
+  };
+  PackedScratch packed_[2];
   std::vector<std::vector<float>> partial_;  // by thread
   std::vector<float> queries_;
   std::vector<float> products_;
@@ -74,6 +90,14 @@ class CpuBackend : public ReferenceBackend {
 inline float* reserve(std::vector<float>* scratch, int64_t count) {
   if (static_cast<int64_t>(scratch->size()) < count) scratch->resize(static_cast<size_t>(count));
   return scratch->data();
+}
+
+// The same on a boundary of 64 bytes.
+template <typename T>
+T* reserve_lines(std::vector<T>* scratch, int64_t count) {
+  const size_t size = static_cast<size_t>(count) + 64 / sizeof(T);
+  if (scratch->size() < size) scratch->resize(size);
+  return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(scratch->data()) + 63) / 64 * 64);
 }
 
 }  // namespace pq

@@ -76,7 +76,10 @@ template <int kEntries>
 struct SmallTable {
   PQ_INLINE int steps(const EncodeTable&) { return 1; }
   PQ_INLINE Index first(const EncodeTable& t, Lanes bucket) {
-    return _mm512_permutexvar_epi8(_mm512_castps_si512(bucket), _mm512_load_si512(t.small_first));
+    // The dword that holds the byte, moved down to it: a byte permutation would need VBMI.
+    const __m512i index = _mm512_castps_si512(bucket);
+    const __m512i four = _mm512_permutexvar_epi32(_mm512_srli_epi32(index, 2), _mm512_load_si512(t.small_first));
+    return _mm512_srlv_epi32(four, _mm512_slli_epi32(_mm512_and_si512(index, _mm512_set1_epi32(3)), 3));
   }
   PQ_INLINE Lanes pick(const float* table, Index index) {
     if constexpr (kEntries == 16) return _mm512_permutexvar_ps(index, _mm512_load_ps(table));

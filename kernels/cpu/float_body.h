@@ -75,7 +75,9 @@ PQ_FUNCTION void float_tile(const FloatTile& tile, float* out) {
   const float root = static_cast<float>(11.313708498984761);
   for (int64_t row = 0; row < tile.rows; row += kRows) {
     const int64_t rows = std::min<int64_t>(kRows, tile.rows - row);
-    for (Lanes& s : sum) s = all(0.0f);
+    for (int64_t r = 0; r < kRows; ++r) {
+      for (int64_t t = 0; t < tile.tokens; ++t) sum[r * kTileTokens + t] = all(0.0f);
+    }
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t t = 0; t < tile.tokens; ++t) out[t * kTileRows + row + r] = 0.0f;
     }

@@ -28,14 +28,11 @@ namespace avx2 {
 #include "kernels/cpu/attention_body.h"
 #include "kernels/cpu/encode_avx2.h"
 #include "kernels/cpu/encode_body.h"
-#include "kernels/cpu/polar_scalar.h"
-#include "kernels/cpu/polar_avx2.h"
 // clang-format on
 
 }  // namespace avx2
 
 const Kernels kAvx2Kernels = {
-    .polar_tile = avx2::polar_tile,
     .float_tile = avx2::float_tile,
     .rms = avx2::rms,
     .prepare = avx2::prepare,

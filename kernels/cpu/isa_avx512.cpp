@@ -1,4 +1,4 @@
-// The leaf kernels compiled for AVX-512 with VNNI and VBMI.
+// The leaf kernels compiled for AVX-512 F, BW, DQ and VL.
 #if defined(__x86_64__)
 
 // GCC 12 warns of its own _mm512_undefined_ps in most intrinsics (GCC bug 105593).
@@ -17,7 +17,7 @@
 #include "kernels/cpu/kernels.h"
 #include "kernels/polar.h"
 
-#define PQ_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")))
+#define PQ_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
 #define PQ_INLINE static inline __attribute__((always_inline)) PQ_TARGET
 #define PQ_FUNCTION static PQ_TARGET
 
@@ -34,13 +34,11 @@ namespace avx512 {
 #include "kernels/cpu/attention_body.h"
 #include "kernels/cpu/encode_avx512.h"
 #include "kernels/cpu/encode_body.h"
-#include "kernels/cpu/polar_avx512.h"
 // clang-format on
 
 }  // namespace avx512
 
 const Kernels kAvx512Kernels = {
-    .polar_tile = avx512::polar_tile,
     .float_tile = avx512::float_tile,
     .rms = avx512::rms,
     .prepare = avx512::prepare,

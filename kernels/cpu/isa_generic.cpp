@@ -26,13 +26,11 @@ namespace generic {
 #include "kernels/cpu/attention_body.h"
 #include "kernels/cpu/encode_generic.h"
 #include "kernels/cpu/encode_body.h"
-#include "kernels/cpu/polar_scalar.h"
 // clang-format on
 
 }  // namespace generic
 
 const Kernels kGenericKernels = {
-    .polar_tile = generic::polar_tile_scalar,
     .float_tile = generic::float_tile,
     .rms = generic::rms,
     .prepare = generic::prepare,

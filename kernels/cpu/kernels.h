@@ -10,9 +10,12 @@
 
 namespace pq {
 
-// Rows and tokens of one tile of a matrix product; a tile's result is float [kTileTokens][kTileRows].
-inline constexpr int64_t kTileRows = 16;
-inline constexpr int64_t kTileTokens = 32;
+// Rows and tokens of one tile of a matrix product. A fp32 tile's result is float [kTileTokens][kTileRows].
+inline constexpr int64_t kTileRows = 64;
+inline constexpr int64_t kTileTokens = 256;
+
+// Tokens of the packed input of a coded product come in groups of so many.
+inline constexpr int64_t kTokenGroup = 16;
 
 // What a codebook looks like to the integer kernels: magnitude m is low[m] + 256 * high[m]; value[code] carries the sign.
 struct IntTable {
@@ -21,23 +24,46 @@ struct IntTable {
   int16_t value[256] = {};
 };
 
-// Up to kTileRows rows of one unit of a coded matrix against up to kTileTokens tokens of int8 activations. Pointers are at the
-// first row and the first token, column 0 of the unit.
+// The int8 input of a coded product, put once a call into the order the kernels read. [dim / 128] blocks of `padded` tokens each:
+// tokens rounded up to groups when packed, else `tokens`.
+struct PolarInput {
+  const int8_t* codes;  // [tokens][dim]
+  const float* scales;  // [tokens][dim / 128]
+  int64_t tokens;
+  int64_t dim;
+  int bits;  // of the weights
+  float int_step;
+  int64_t padded;
+  float* steps;      // scale * int_step
+  int32_t* excess;   // what the path's dot product with the block is too large by
+  uint8_t* packed;   // null, or by groups: dword q of sixteen tokens, then dword q + 1; a dword is four codes, or two above 5 bits
+};
+
+// Up to kTileRows rows of a coded matrix against up to kTileTokens tokens, units added. The first row, the first token.
 struct PolarTile {
-  const uint8_t* data;
+  const uint8_t* data;  // unit 0
   const uint16_t* norms;
-  const int8_t* codes;
-  const float* scales;
-  const int32_t* code_sums;  // sum of the codes of each block, laid out like scales
+  const uint8_t* next;  // what the caller will read after these rows, to be fetched ahead; any address will do
+  const uint16_t* next_norms;
+  int64_t unit_stride;  // from unit to unit, in blocks
+  int64_t units;
+  int64_t blocks;  // of one row of one unit
   int64_t rows;
   int64_t tokens;
-  int64_t blocks;        // of the unit: stride of norms, and of data in coded blocks
-  int64_t code_stride;   // dim
-  int64_t scale_stride;  // dim / 128
   int bits;
-  float int_step;
   const IntTable* table;
+  const int8_t* codes;
+  int64_t code_stride;    // dim
+  const uint8_t* packed;  // as are steps, excess and padded, PolarInput's
+  const float* steps;
+  const int32_t* excess;
+  int64_t padded;
+  float* y;  // row t of y_stride floats: token t
+  int64_t y_stride;
+  float* scratch;  // polar_scratch(units) floats
 };
+
+inline constexpr int64_t polar_scratch(int64_t units) { return units * kTileRows * (kTileTokens + kTokenGroup); }
 
 // The same for weights that are used as fp32: f32, bf16, int4 and, against rotated activations, polar.
 struct FloatTile {
@@ -148,8 +174,26 @@ struct EncodeTile {
   EncodeError* error;
 };
 
+// The integer product of coded matrices.
+struct PolarKernels {
+  void (*tile)(const PolarTile& tile);
+  // Tokens [16 * group, 16 * group + 16) of the input.
+  void (*pack)(const PolarInput& input, int64_t group);
+  int64_t direct_tokens;  // up to so many tokens the tile reads the codes themselves and `packed` is null
+};
+
+extern const PolarKernels kPolarGeneric;
+extern const PolarKernels kPolarAvx2;
+extern const PolarKernels kPolarAvx2Vnni;
+extern const PolarKernels kPolarAvx512;
+extern const PolarKernels kPolarAvx512Vnni;
+extern const PolarKernels kPolarAvx512Vbmi;
+extern const PolarKernels kPolarAvx512Amx;
+
+const PolarKernels& polar_kernels_of(Isa isa);
+
+// All else.
 struct Kernels {
-  void (*polar_tile)(const PolarTile& tile, float* out);
   void (*float_tile)(const FloatTile& tile, float* out);
   void (*rms)(const RmsTile& tile);
   void (*prepare)(const PrepareArgs& args, int64_t token);

@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(32 * kWarps) polar5_rows_kernel(Product p, con
           dot = __dp4a(static_cast<int>(w.magnitude[i] ^ w.sign[i]), static_cast<int>(x[i]), dot);
           dot -= __dp4a(static_cast<int>(w.sign[i]), static_cast<int>(x[i]), 0);
         }
-        factor = norm * scales[t * (p.dim / kBlock) + b] * p.int_step;
+        factor = norm * (scales[t * (p.dim / kBlock) + b] * p.int_step);
       }
       dot += __shfl_xor_sync(kAll, dot, 1);
       dot += __shfl_xor_sync(kAll, dot, 2);
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(32 * kWarps) polar_rows_kernel(Product p, cons
     for (int t = 0; t < T; ++t) {
       const char4 x = reinterpret_cast<const char4*>(p.codes + t * p.dim + column * kBlock)[lane];
       const int dot = __reduce_add_sync(kAll, w[0] * x.x + w[1] * x.y + w[2] * x.z + w[3] * x.w);
-      sum[t] = fmaf(static_cast<float>(dot), norm * p.scales[t * (p.dim / kBlock) + column] * p.int_step, sum[t]);
+      sum[t] = fmaf(static_cast<float>(dot), norm * (p.scales[t * (p.dim / kBlock) + column] * p.int_step), sum[t]);
     }
   }
   if (lane == 0) {
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(32 * kTileWarps) polar5_tile_kernel(Product p,
       order_activations(p.codes + token * p.dim + column * kBlock, i % 4, x);
 #pragma unroll
       for (int k = 0; k < 8; ++k) inputs[i / 4][4 * k + i % 4] = x[k];
-      if (i % 4 == 0) scales[i / 4] = p.scales[token * (p.dim / kBlock) + column];
+      if (i % 4 == 0) scales[i / 4] = p.scales[token * (p.dim / kBlock) + column] * p.int_step;
     }
     uint32_t weights[2][8];
     float norm[2];
@@ -231,10 +231,10 @@ __global__ void __launch_bounds__(32 * kTileWarps) polar5_tile_kernel(Product p,
         multiply_tile(dot, a, inputs[8 * n + place][8 * k + q], inputs[8 * n + place][8 * k + 4 + q]);
       }
       const float left = scales[8 * n + 2 * q], right = scales[8 * n + 2 * q + 1];
-      sum[n][0] = fmaf(static_cast<float>(dot[0]), norm[0] * left * p.int_step, sum[n][0]);
-      sum[n][1] = fmaf(static_cast<float>(dot[1]), norm[0] * right * p.int_step, sum[n][1]);
-      sum[n][2] = fmaf(static_cast<float>(dot[2]), norm[1] * left * p.int_step, sum[n][2]);
-      sum[n][3] = fmaf(static_cast<float>(dot[3]), norm[1] * right * p.int_step, sum[n][3]);
+      sum[n][0] = fmaf(static_cast<float>(dot[0]), norm[0] * left, sum[n][0]);
+      sum[n][1] = fmaf(static_cast<float>(dot[1]), norm[0] * right, sum[n][1]);
+      sum[n][2] = fmaf(static_cast<float>(dot[2]), norm[1] * left, sum[n][2]);
+      sum[n][3] = fmaf(static_cast<float>(dot[3]), norm[1] * right, sum[n][3]);
     }
   }
 #pragma unroll

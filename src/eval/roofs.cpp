@@ -212,13 +212,15 @@ void ReadRoof::read(int pattern) const {
 
 DotRoof::DotRoof(const std::string& isa, ThreadPool* pool) : pool_(pool) {
   const auto asked = [&](const char* word) { return isa.find(word) != std::string::npos; };
+  // Paths with VBMI or AMX have VNNI too.
+  const bool vnni = asked("vnni") || asked("vbmi") || asked("amx");
   const bool avx512 = asked("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
   const bool avx2 = (asked("avx512") || asked("avx2")) && __builtin_cpu_supports("avx2");
-  if (avx512 && asked("vnni") && __builtin_cpu_supports("avx512vnni")) {
+  if (avx512 && vnni && __builtin_cpu_supports("avx512vnni")) {
     instruction_ = "avx512-vnni", macs_per_instruction_ = 64, loop_ = dot_avx512_vnni;
   } else if (avx512) {
     instruction_ = "avx512", macs_per_instruction_ = 64, loop_ = dot_avx512;
-  } else if (avx2 && asked("vnni") && has_avx_vnni()) {
+  } else if (avx2 && vnni && has_avx_vnni()) {
     instruction_ = "avx2-vnni", macs_per_instruction_ = 32, loop_ = dot_avx2_vnni;
   } else if (avx2) {
     instruction_ = "avx2", macs_per_instruction_ = 32, loop_ = dot_avx2;

@@ -40,6 +40,7 @@ TEST(DotRoof, TakesTheInstructionOfTheBackend) {
   }
   if (__builtin_cpu_supports("avx512vnni")) {
     EXPECT_EQ(DotRoof("cpu (avx512-vnni)", &one_thread).instruction(), "avx512-vnni");
+    EXPECT_EQ(DotRoof("cpu (avx512-amx, 1 thread)", &one_thread).instruction(), "avx512-vnni");
   }
   for (const char* isa : {"reference", "avx2", "avx2-vnni", "avx512", "avx512-vnni"}) {
     const DotRoof one(isa, &one_thread);

@@ -263,7 +263,7 @@ TEST_P(AttentionTest, SequencesOfABatchDoNotMeet) {
   EXPECT_TRUE(same_bits(y, joined(expected_b.y, expected_a.y)));
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, AttentionTest, ::testing::Values(Isa::generic, Isa::avx2, Isa::avx512),
+INSTANTIATE_TEST_SUITE_P(Isas, AttentionTest, ::testing::ValuesIn(kIsas),
                          [](const auto& info) { return isa_test_name(info.param); });
 
 }  // namespace

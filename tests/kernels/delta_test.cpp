@@ -237,7 +237,7 @@ TEST_P(DeltaTest, ASlotIsReusedFromPositionZero) {
   EXPECT_TRUE(same_bits(y, run(*backend_, second, {21})));
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, DeltaTest, ::testing::Values(Isa::generic, Isa::avx2, Isa::avx512),
+INSTANTIATE_TEST_SUITE_P(Isas, DeltaTest, ::testing::ValuesIn(kIsas),
                          [](const auto& info) { return isa_test_name(info.param); });
 
 }  // namespace

@@ -242,7 +242,7 @@ std::vector<Codebook> odd_tables(int bits) {
 TEST(Encoder, BackendsWriteTheSameBytes) {
   const std::vector<float> w = assorted(60);
   const std::unique_ptr<Backend> reference = make_backend("reference");
-  for (Isa isa : {Isa::generic, Isa::avx2, Isa::avx512}) {
+  for (Isa isa : kIsas) {
     if (!isa_supported(isa)) continue;
     const std::unique_ptr<Backend> backend = make_cpu_backend(isa);
     for (int bits = 2; bits <= 8; ++bits) {

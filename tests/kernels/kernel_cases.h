@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -125,7 +126,11 @@ inline OwnedMatrix random_matrix(MatrixKind kind, int64_t rows, int64_t cols, in
   return owned;
 }
 
-inline std::string isa_test_name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "generic"; }
+inline std::string isa_test_name(Isa isa) {
+  std::string name = isa_name(isa);
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+}
 
 // A test that runs on every instruction set of the cpu backend, beside the generic one and the reference.
 class IsaTest : public ::testing::TestWithParam<Isa> {

@@ -327,7 +327,7 @@ TEST_P(LinearTest, EmbedAndDecodeAgreeWithTheReference) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, LinearTest, ::testing::Values(Isa::generic, Isa::avx2, Isa::avx512),
+INSTANTIATE_TEST_SUITE_P(Isas, LinearTest, ::testing::ValuesIn(kIsas),
                          [](const auto& info) { return isa_test_name(info.param); });
 
 }  // namespace

@@ -243,7 +243,7 @@ TEST_P(OpsTest, ConvolutionKeepsSequencesApart) {
   EXPECT_TRUE(same_bits(y, expected));
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, OpsTest, ::testing::Values(Isa::generic, Isa::avx2, Isa::avx512),
+INSTANTIATE_TEST_SUITE_P(Isas, OpsTest, ::testing::ValuesIn(kIsas),
                          [](const auto& info) { return isa_test_name(info.param); });
 
 }  // namespace

@@ -1,0 +1,45 @@
+// The coded product for AVX-512 without VNNI and VBMI.
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/tensor.h"
+#include "kernels/cpu/kernels.h"
+#include "kernels/polar.h"
+
+#define PQ_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
+#define PQ_INLINE static inline __attribute__((always_inline)) PQ_TARGET
+#define PQ_FUNCTION static PQ_TARGET
+
+namespace pq {
+namespace avx512 {
+
+// clang-format off
+#include "kernels/cpu/lanes_avx512.h"
+#include "kernels/cpu/ints_avx512.h"
+PQ_INLINE Dots dot_words(Dots sum, Ints w, Ints x) { return sum + Dots(_mm512_madd_epi16(w, x)); }
+PQ_INLINE Dots dot_bytes(Dots sum, Ints w, Ints x) { return dot_words(sum, _mm512_maddubs_epi16(w, x), _mm512_set1_epi16(1)); }
+#include "kernels/cpu/polar_shuffle.h"
+#include "kernels/cpu/polar_madd.h"
+static constexpr int kPanelBias = kBias;
+#include "kernels/cpu/polar_body.h"
+#include "kernels/cpu/polar_tile.h"
+#include "kernels/cpu/polar_pack.h"
+// clang-format on
+
+static void tile(const PolarTile& t) {
+  static constexpr void (*kTiles[])(const PolarTile&) = {polar_tile<2>, polar_tile<3>, polar_tile<4>, polar_tile<5>,
+                                                         polar_tile<6>, polar_tile<7>, polar_tile<8>};
+  kTiles[t.bits - 2](t);
+}
+
+}  // namespace avx512
+
+const PolarKernels kPolarAvx512 = {.tile = avx512::tile, .pack = avx512::polar_pack, .direct_tokens = 4};
+
+}  // namespace pq
+
+#endif
