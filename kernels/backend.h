@@ -25,6 +25,9 @@ inline constexpr int64_t kBlock = 128;
 // kDeltaChunk. A constant of the numerics: changing it changes the last bits of every logit.
 inline constexpr int64_t kDeltaChunk = 16;
 
+// Attention takes its softmax by blocks of kKeyBlock positions, [0, kKeyBlock) first. A constant of the numerics as well.
+inline constexpr int64_t kKeyBlock = 128;
+
 // Taps of the causal convolution kept as history.
 inline constexpr int64_t kConvHistory = 3;
 
@@ -271,8 +274,10 @@ struct AttentionInputArgs {
 
 // Causal attention over the cache, then the output gate: y = softmax(q . k / sqrt(head_dim)) v * sigmoid(gate).
 // Query head h reads kv head h * kv_heads / heads. q, y [tokens, heads, head_dim]; q_gate as above. Scores in 16 lanes folded by
-// halves; the sum of exponentials in 16 interleaved lanes over positions; values accumulated over positions in order by fma, divided
-// once at the end.
+// halves, times head_dim^-1/2. Block b of kKeyBlock positions gives its largest score m_b, the sum l_b of exp(score - m_b) in 16
+// interleaved lanes folded by halves, and o_b = sum of exp(score - m_b) v over positions in order by fma. Blocks in order join the
+// running m, l, o (first -infinity, 0, 0): m' = max(m, m_b), l' = fma(l_b, exp(m_b - m'), l exp(m - m')), o' = fma(o_b, exp(m_b - m'),
+// o exp(m - m')). o is divided by l once at the end, then by 1 + exp(-gate).
 struct AttentionArgs {
   float* y;
   const float* q;

@@ -1,5 +1,5 @@
-// The cpu backend's class, private to kernels/cpu: cpu_backend.cpp holds the operations on rows, cpu_sequence.cpp those that walk the
-// positions of a sequence.
+// The cpu backend's class, private to kernels/cpu. cpu_backend.cpp holds the operations on rows; cpu_sequence.cpp those that carry
+// a state along a sequence; cpu_attention.cpp those on the cache.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/encode.h"
+#include "kernels/host_memory.h"
 #include "kernels/reference/reference_backend.h"
 
 namespace pq {
@@ -65,7 +66,9 @@ class CpuBackend : public ReferenceBackend {
   template <typename Tile>
   void for_tiles(int64_t rows, const Activation& x, const Tile& tile);
   void delta_part(const GatedDeltaArgs& args, const Span& span, int64_t first, int64_t count);
-  void norm_and_rotate(const AttentionInputArgs& args, float* y, const float* x, const float* weight) const;
+  void norm_and_rotate(const AttentionInputArgs& args, float* y, const float* x, const float* weight, const float* cosine,
+                       const float* sine) const;
+  void attention_input_row(const AttentionInputArgs& args, int64_t row, int64_t position, int64_t slot, float* scratch) const;
 
   Isa isa_;
   const Kernels& kernels_;
@@ -81,11 +84,13 @@ class CpuBackend : public ReferenceBackend {
   std::vector<std::vector<float>> partial_;  // by thread
   std::vector<float> queries_;
   std::vector<float> products_;
-  std::vector<float> cosine_;
-  std::vector<float> sine_;
-  std::vector<float> key_;
-  std::vector<float> scores_;
+  Buffer attention_area_;
 };
+
+inline float* reserve(Buffer* scratch, int64_t count) {
+  if (scratch->bytes() < 4 * count) *scratch = allocate_host(4 * count);
+  return scratch->as<float>();
+}
 
 inline float* reserve(std::vector<float>* scratch, int64_t count) {
   if (static_cast<int64_t>(scratch->size()) < count) scratch->resize(static_cast<size_t>(count));

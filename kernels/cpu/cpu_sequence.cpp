@@ -1,9 +1,8 @@
-// Operations of the cpu backend that walk the positions of a sequence: convolution, gated delta rule, cache and attention. The
-// arithmetic is left to the leaf kernels.
+// Operations of the cpu backend that carry a state along a sequence: convolution and gated delta rule. The arithmetic is left to the
+// leaf kernels.
 #include <algorithm>
 #include <cmath>
 
-#include "base/error.h"
 #include "kernels/check.h"
 #include "kernels/cpu/cpu_backend_impl.h"
 
@@ -108,90 +107,6 @@ void CpuBackend::gated_delta(const GatedDeltaArgs& args) {
       const int64_t count = std::min(room, span.tokens - first);
       delta_part(args, span, first, count);
       first += count;
-    }
-  }
-}
-
-// y may be x. cosine_ and sine_ hold the rotation of the current position.
-void CpuBackend::norm_and_rotate(const AttentionInputArgs& args, float* y, const float* x, const float* weight) const {
-  kernels_.rms(
-      {.y = y, .x = x, .weight = weight, .gate = nullptr, .dim = args.cache.head_dim, .eps = args.eps, .weight_offset = 1.0f});
-  const int64_t half = args.rotary_dim / 2;
-  for (int64_t i = 0; i < half; ++i) {
-    const float low = y[i];
-    const float high = y[i + half];
-    y[i] = low * cosine_[i] - high * sine_[i];
-    y[i + half] = high * cosine_[i] + low * sine_[i];
-  }
-}
-
-void CpuBackend::attention_input(const AttentionInputArgs& args) {
-  check_attention_input(args);
-  const KvCache& cache = args.cache;
-  const int64_t dim = cache.head_dim;
-  const int64_t half = args.rotary_dim / 2;
-  reserve(&cosine_, half);
-  reserve(&sine_, half);
-  float* key = reserve(&key_, dim);
-  const auto put = [&](void* plane, int64_t offset, const float* x) {
-    if (cache.type == KvType::f16) {
-      kernels_.store_halves(static_cast<uint16_t*>(plane) + offset, x, dim);
-    } else {
-      std::copy(x, x + dim, static_cast<float*>(plane) + offset);
-    }
-  };
-  for (int64_t s = 0; s < args.spans.count; ++s) {
-    const Span& span = args.spans.data[s];
-    for (int64_t t = 0; t < span.tokens; ++t) {
-      const int64_t row = span.row + t;
-      const int64_t position = span.position + t;
-      for (int64_t i = 0; i < half; ++i) {
-        // The angle is an fp32 product; double cosines of it are the same on every C library to the last fp32 bit.
-        const double angle = static_cast<float>(position) * args.inv_freq[i];
-        cosine_[i] = static_cast<float>(std::cos(angle));
-        sine_[i] = static_cast<float>(std::sin(angle));
-      }
-      for (int64_t h = 0; h < args.heads; ++h) {
-        const int64_t head = row * args.heads + h;
-        norm_and_rotate(args, args.q + head * dim, args.q_gate + head * 2 * dim, args.q_norm);
-      }
-      for (int64_t h = 0; h < cache.kv_heads; ++h) {
-        const int64_t source = (row * cache.kv_heads + h) * dim;
-        const int64_t target = ((span.slot * cache.kv_heads + h) * cache.context + position) * dim;
-        norm_and_rotate(args, key, args.k + source, args.k_norm);
-        put(cache.k, target, key);
-        put(cache.v, target, args.v + source);
-      }
-    }
-  }
-}
-
-void CpuBackend::attention(const AttentionArgs& args) {
-  check_attention(args);
-  const KvCache& cache = args.cache;
-  const int64_t dim = cache.head_dim;
-  const int64_t group = args.heads / cache.kv_heads;
-  require(group <= kMaxGroupHeads, "attention: more than 64 query heads share a kv head");
-  const int64_t element = cache.type == KvType::f16 ? 2 : 4;
-  for (int64_t s = 0; s < args.spans.count; ++s) {
-    const Span& span = args.spans.data[s];
-    for (int64_t t = 0; t < span.tokens; ++t) {
-      const int64_t positions = span.position + t + 1;
-      float* scores = reserve(&scores_, group * ((positions + 15) / 16 * 16));
-      for (int64_t h = 0; h < cache.kv_heads; ++h) {
-        const int64_t head = (span.row + t) * args.heads + h * group;
-        const int64_t plane = (span.slot * cache.kv_heads + h) * cache.context * dim * element;
-        kernels_.attention({.y = args.y + head * dim,
-                            .q = args.q + head * dim,
-                            .gate = args.q_gate + head * 2 * dim + dim,
-                            .k = static_cast<const char*>(cache.k) + plane,
-                            .v = static_cast<const char*>(cache.v) + plane,
-                            .type = cache.type,
-                            .heads = group,
-                            .head_dim = dim,
-                            .positions = positions,
-                            .scores = scores});
-      }
     }
   }
 }

@@ -14,6 +14,7 @@
 #define PQ_TARGET __attribute__((target("avx2,fma,f16c")))
 #define PQ_INLINE static inline __attribute__((always_inline)) PQ_TARGET
 #define PQ_FUNCTION static PQ_TARGET
+#define PQ_NOINLINE static __attribute__((noinline)) PQ_TARGET
 
 namespace pq {
 namespace avx2 {
@@ -43,6 +44,8 @@ const Kernels kAvx2Kernels = {
     .exp = avx2::exp_one,
     .delta = avx2::delta,
     .attention = avx2::attention,
+    .attention_merge = avx2::attention_merge,
+    .attention_finish = avx2::attention_finish,
     .store_halves = avx2::store_halves,
     .encode_blocks = avx2::encode_blocks,
     .encode_small_magnitudes = avx2::kSmallMagnitudes,

@@ -20,6 +20,7 @@
 #define PQ_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
 #define PQ_INLINE static inline __attribute__((always_inline)) PQ_TARGET
 #define PQ_FUNCTION static PQ_TARGET
+#define PQ_NOINLINE static __attribute__((noinline)) PQ_TARGET
 
 namespace pq {
 namespace avx512 {
@@ -49,6 +50,8 @@ const Kernels kAvx512Kernels = {
     .exp = avx512::exp_one,
     .delta = avx512::delta,
     .attention = avx512::attention,
+    .attention_merge = avx512::attention_merge,
+    .attention_finish = avx512::attention_finish,
     .store_halves = avx512::store_halves,
     .encode_blocks = avx512::encode_blocks,
     .encode_small_magnitudes = avx512::kSmallMagnitudes,

@@ -12,6 +12,7 @@
 #define PQ_TARGET
 #define PQ_INLINE static inline __attribute__((always_inline)) PQ_TARGET
 #define PQ_FUNCTION static PQ_TARGET
+#define PQ_NOINLINE static __attribute__((noinline)) PQ_TARGET
 
 namespace pq {
 namespace generic {
@@ -41,6 +42,8 @@ const Kernels kGenericKernels = {
     .exp = generic::exp_one,
     .delta = generic::delta,
     .attention = generic::attention,
+    .attention_merge = generic::attention_merge,
+    .attention_finish = generic::attention_finish,
     .store_halves = generic::store_halves,
     .encode_blocks = generic::encode_blocks,
     .encode_small_magnitudes = generic::kSmallMagnitudes,

@@ -123,18 +123,41 @@ struct DeltaTile {
 // Largest number of query heads that share a kv head.
 inline constexpr int64_t kMaxGroupHeads = 64;
 
-// The query heads of one kv head at one token.
+// Consecutive tokens of a span, the query heads of one kv head, against one key block. What the block gives is merged into the
+// running softmax of every token and head: largest score, sum of exponentials, weighted values not yet divided by the sum. Before
+// the first block these are -infinity, 0 and zeros.
 struct AttentionTile {
-  float* y;           // [heads, head_dim]
-  const float* q;     // [heads, head_dim]
-  const float* gate;  // [heads] rows of stride 2 * head_dim
-  const void* k;      // [positions, head_dim]
+  const float* q;  // [tokens] rows of stride q_stride: [heads, head_dim]
+  int64_t q_stride;
+  float* out;  // [tokens] rows of stride out_stride: [heads, head_dim]
+  int64_t out_stride;
+  float* largest;  // [tokens, heads]
+  float* sum;      // [tokens, heads]
+  const void* k;   // from the first position of the block on
   const void* v;
   KvType type;
   int64_t heads;
   int64_t head_dim;
-  int64_t positions;
-  float* scores;  // [heads, positions rounded up to 16], scratch
+  int64_t tokens;
+  int64_t visible;  // positions of the block that the first token sees; token t sees visible + t, within [0, kKeyBlock]
+  bool more;        // another block follows
+  float* scratch;   // attention_scratch(heads, tokens, head_dim) floats
+};
+
+constexpr int64_t attention_scratch(int64_t heads, int64_t tokens, int64_t head_dim) {
+  return tokens * heads * kKeyBlock + 2 * ((tokens * heads + 15) / 16 * 16) + 2 * kKeyBlock * head_dim;
+}
+
+// What one block gave to one token, started afresh, joins the running softmax. All [heads] or [heads, head_dim].
+struct AttentionMerge {
+  float* out;
+  float* largest;
+  float* sum;
+  const float* part;
+  const float* part_largest;
+  const float* part_sum;
+  int64_t heads;
+  int64_t head_dim;
 };
 
 // Buckets of a magnitude are numbered in the low bits of a float: kBucketZero + n.
@@ -206,6 +229,9 @@ struct Kernels {
   float (*exp)(float x);
   void (*delta)(const DeltaTile& tile);
   void (*attention)(const AttentionTile& tile);
+  void (*attention_merge)(const AttentionMerge& merge);
+  // y = y / sum * sigmoid(gate); y [heads, head_dim], sum [heads], gate [heads] rows of stride 2 * head_dim.
+  void (*attention_finish)(float* y, const float* sum, const float* gate, int64_t heads, int64_t head_dim);
   void (*store_halves)(uint16_t* y, const float* x, int64_t count);
   // The number of blocks before the first one with a weight that is not finite or a norm beyond fp16.
   int64_t (*encode_blocks)(const EncodeTile& tile);

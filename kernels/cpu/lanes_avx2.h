@@ -6,6 +6,11 @@ struct Lanes {
   __m256 b;  // lanes 8-15
 };
 
+// Register tiles of attention: query heads by positions, query heads by lane vectors of columns.
+constexpr int kTileHeads = 3;
+constexpr int kTilePositions = 2;
+constexpr int kTileColumns = 2;
+
 PQ_INLINE Lanes load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 PQ_INLINE Lanes load_part(const float* p, int64_t count) {
   alignas(32) float v[16] = {};
@@ -65,6 +70,11 @@ PQ_INLINE void store_low_bytes(int8_t* p, Lanes x) {
   const __m256i a = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(_mm256_castps_si256(x.a), pick), order);
   const __m256i b = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(_mm256_castps_si256(x.b), pick), order);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_unpacklo_epi64(_mm256_castsi256_si128(a), _mm256_castsi256_si128(b)));
+}
+// x; asks for a line of memory once it is computed: compilers move a plain prefetch to where they like.
+PQ_INLINE Lanes prefetch_after(Lanes x, const char* line) {
+  asm("prefetcht1 (%1)" : "+x"(x.b) : "r"(line));
+  return x;
 }
 PQ_INLINE float fold(Lanes x) {
   const __m256 eight = _mm256_add_ps(x.a, x.b);

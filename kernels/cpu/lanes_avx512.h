@@ -3,6 +3,11 @@
 
 using Lanes = __m512;
 
+// Register tiles of attention: query heads by positions, query heads by lane vectors of columns.
+constexpr int kTileHeads = 6;
+constexpr int kTilePositions = 4;
+constexpr int kTileColumns = 4;
+
 PQ_INLINE __mmask16 part(int64_t count) { return static_cast<__mmask16>((1u << count) - 1u); }
 PQ_INLINE Lanes load(const float* p) { return _mm512_loadu_ps(p); }
 PQ_INLINE Lanes load_part(const float* p, int64_t count) { return _mm512_maskz_loadu_ps(part(count), p); }
@@ -35,11 +40,25 @@ PQ_INLINE Lanes add_exponent(Lanes x, Lanes n) {
 PQ_INLINE void store_low_bytes(int8_t* p, Lanes x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(x)));
 }
+// x; asks for a line of memory once it is computed: compilers move a plain prefetch to where they like.
+PQ_INLINE Lanes prefetch_after(Lanes x, const char* line) {
+  asm("prefetcht1 (%1)" : "+v"(x) : "r"(line));
+  return x;
+}
 PQ_INLINE float fold(Lanes x) {
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+// out[i] = fold(x[i]).
+PQ_INLINE void store_folds(float* out, const Lanes (&x)[4]) {
+  const Lanes ab = _mm512_add_ps(_mm512_mask_blend_ps(0xff00, x[0], x[1]), _mm512_shuffle_f32x4(x[0], x[1], 0x4e));
+  const Lanes cd = _mm512_add_ps(_mm512_mask_blend_ps(0xff00, x[2], x[3]), _mm512_shuffle_f32x4(x[2], x[3], 0x4e));
+  const Lanes four = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+  const Lanes two = _mm512_add_ps(four, _mm512_permute_ps(four, 0x4e));
+  const Lanes one = _mm512_add_ps(two, _mm512_permute_ps(two, 0xb1));
+  _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, one)));
 }
 PQ_INLINE float fold_max(Lanes x) {
   const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));

@@ -6,6 +6,11 @@ struct Lanes {
   float v[16];
 };
 
+// Register tiles of attention: query heads by positions, query heads by lane vectors of columns.
+constexpr int kTileHeads = 2;
+constexpr int kTilePositions = 2;
+constexpr int kTileColumns = 2;
+
 #define PQ_LANES(expression)                        \
   Lanes r;                                          \
   for (int l = 0; l < 16; ++l) r.v[l] = expression; \
@@ -43,6 +48,11 @@ PQ_INLINE Lanes add_exponent(const Lanes& a, const Lanes& n) {
 // The low byte of each lane's bit pattern.
 PQ_INLINE void store_low_bytes(int8_t* p, const Lanes& a) {
   for (int l = 0; l < 16; ++l) p[l] = static_cast<int8_t>(std::bit_cast<uint32_t>(a.v[l]) & 0xffu);
+}
+// x; asks for a line of memory once it is computed: compilers move a plain prefetch to where they like.
+PQ_INLINE const Lanes& prefetch_after(const Lanes& x, const char* line) {
+  __builtin_prefetch(line, 0, 2);
+  return x;
 }
 PQ_INLINE float fold(const Lanes& a) {
   Lanes r = a;

@@ -1,5 +1,6 @@
 // Cache writing and attention: against the reference within derived bounds, the same bits for any cutting, sequences kept apart.
 #include <array>
+#include <numeric>
 
 #include "tests/kernels/kernel_cases.h"
 
@@ -157,70 +158,108 @@ TEST_P(AttentionTest, InputAgreesWithTheReference) {
   }
 }
 
-TEST_P(AttentionTest, AttentionAgreesWithTheReference) {
-  for (const Geometry& g : kGeometries) {
-    for (KvType type : {KvType::f32, KvType::f16}) {
-      const int64_t tokens = 37;
-      const Sequence s(g, tokens, 11);
-      Cache cache(g, type, tokens, 1);
-      // All backends read the cache and the queries that the reference wrote.
-      const Output input = run(*reference_, s, &cache, {tokens});
-      const Span span{.row = 0, .tokens = tokens, .position = 0, .slot = 0};
-      const auto attend = [&](Backend& backend) {
-        Guarded<float> y(tokens * g.heads * g.head_dim);
-        backend.attention({.y = y.data(),
-                           .q = input.q.data(),
-                           .q_gate = s.q_gate.data(),
-                           .heads = g.heads,
-                           .cache = cache.view,
-                           .spans = {&span, 1}});
-        EXPECT_TRUE(y.intact());
-        return y.values();
-      };
-      const std::vector<float> y = attend(*backend_);
-      EXPECT_TRUE(same_bits(y, attend(*generic_)));
-      const std::vector<float> keys = cache.keys(), values = cache.values();
-      std::vector<double> bound;
-      for (int64_t t = 0; t < tokens; ++t) {
-        for (int64_t h = 0; h < g.heads; ++h) {
-          const int64_t kv = h / (g.heads / g.kv_heads);
-          double score_size = 0.0;  // the largest sum |q||k| / sqrt(head_dim) of this token
-          double largest_value = 0.0;
-          for (int64_t p = 0; p <= t; ++p) {
-            double sum = 0.0;
-            for (int64_t i = 0; i < g.head_dim; ++i) {
-              const size_t at = static_cast<size_t>((kv * tokens + p) * g.head_dim + i);
-              sum += std::abs(static_cast<double>(input.q[(t * g.heads + h) * g.head_dim + i]) * keys[at]);
-              largest_value = std::max(largest_value, std::abs(static_cast<double>(values[at])));
-            }
-            score_size = std::max(score_size, sum / std::sqrt(static_cast<double>(g.head_dim)));
-          }
-          // A score is off by ds, so a weight by 2 ds and its exponential and the difference from the largest; then the sums over
-          // positions of weights and of values, two divisions and the gate.
-          const double ds = (static_cast<double>(g.head_dim) / 16 + 6) * kEps * score_size;
-          const double relative = 2 * ds + 2 * score_size * kEps + (4 + static_cast<double>(t + 1) * 1.1 + 6 + 4 + 6) * kEps;
-          for (int64_t i = 0; i < g.head_dim; ++i) bound.push_back(relative * largest_value);
+// All backends read the cache and the queries that the reference wrote.
+void expect_attention_of_the_reference(Backend& backend, Backend& generic, Backend& reference, const Geometry& g, KvType type,
+                                       int64_t tokens) {
+  const Sequence s(g, tokens, 11);
+  Cache cache(g, type, tokens, 1);
+  const Output input = run(reference, s, &cache, {tokens});
+  const Span span{.row = 0, .tokens = tokens, .position = 0, .slot = 0};
+  const auto attend = [&](Backend& by) {
+    Guarded<float> y(tokens * g.heads * g.head_dim);
+    by.attention({.y = y.data(),
+                  .q = input.q.data(),
+                  .q_gate = s.q_gate.data(),
+                  .heads = g.heads,
+                  .cache = cache.view,
+                  .spans = {&span, 1}});
+    EXPECT_TRUE(y.intact());
+    return y.values();
+  };
+  const std::vector<float> y = attend(backend);
+  EXPECT_TRUE(same_bits(y, attend(generic)));
+  const std::vector<float> keys = cache.keys(), values = cache.values();
+  std::vector<double> bound;
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t h = 0; h < g.heads; ++h) {
+      const int64_t kv = h / (g.heads / g.kv_heads);
+      double score_size = 0.0;  // the largest sum |q||k| / sqrt(head_dim) of this token
+      double largest_value = 0.0;
+      for (int64_t p = 0; p <= t; ++p) {
+        double sum = 0.0;
+        for (int64_t i = 0; i < g.head_dim; ++i) {
+          const size_t at = static_cast<size_t>((kv * tokens + p) * g.head_dim + i);
+          sum += std::abs(static_cast<double>(input.q[(t * g.heads + h) * g.head_dim + i]) * keys[at]);
+          largest_value = std::max(largest_value, std::abs(static_cast<double>(values[at])));
         }
+        score_size = std::max(score_size, sum / std::sqrt(static_cast<double>(g.head_dim)));
       }
-      EXPECT_TRUE(within(y, attend(*reference_), bound)) << g.heads << " heads of " << g.head_dim;
+      // A score is off by ds, so a weight by 2 ds and its exponential and the difference from the largest; then the sums over the
+      // positions of a block of weights and of values, for every block two exponentials, two products and a sum of each, two
+      // divisions and the gate.
+      const double ds = (static_cast<double>(g.head_dim) / 16 + 6) * kEps * score_size;
+      const double positions = static_cast<double>(std::min(t + 1, kKeyBlock));
+      const double blocks = static_cast<double>(t / kKeyBlock + 1);
+      const double relative = 2 * ds + 4 * score_size * kEps + (4 + positions * 1.1 + 6 + blocks * 2 * (4 + 4 + 3) + 4 + 6) * kEps;
+      for (int64_t i = 0; i < g.head_dim; ++i) bound.push_back(relative * largest_value);
+    }
+  }
+  EXPECT_TRUE(within(y, attend(reference), bound)) << g.heads << " heads of " << g.head_dim << ", " << tokens << " tokens";
+}
+
+TEST_P(AttentionTest, AttentionAgreesWithTheReference) {
+  for (KvType type : {KvType::f32, KvType::f16}) {
+    for (const Geometry& g : kGeometries) expect_attention_of_the_reference(*backend_, *generic_, *reference_, g, type, 37);
+    // Every key block boundary that counts: three blocks, the last one short.
+    for (const Geometry& g : {Geometry{4, 2, 48, 12}, Geometry{7, 1, 64, 16}, Geometry{8, 1, 16, 4}}) {
+      expect_attention_of_the_reference(*backend_, *generic_, *reference_, g, type, 2 * kKeyBlock + 21);
     }
   }
 }
 
+void expect_the_same_bits_for_any_cutting(Backend& backend, const Geometry& g, KvType type,
+                                          const std::vector<std::vector<int64_t>>& cuttings) {
+  const int64_t tokens = std::accumulate(cuttings[0].begin(), cuttings[0].end(), int64_t{0});
+  const Sequence s(g, tokens, 13);
+  Cache cache(g, type, tokens + 5, 2);
+  const Output whole = run(backend, s, &cache, {tokens}, 1);
+  for (const std::vector<int64_t>& pieces : cuttings) {
+    Cache other(g, type, tokens + 29, 3);
+    const Output cut = run(backend, s, &other, pieces, 2);
+    ASSERT_TRUE(same_bits(cut.q, whole.q));
+    ASSERT_TRUE(same_bits(cut.y, whole.y));
+  }
+}
+
 TEST_P(AttentionTest, AnyCuttingGivesTheSameBits) {
-  const std::vector<std::vector<int64_t>> cuttings = {
-      std::vector<int64_t>(35, 1), {16, 16, 3}, {1, 2, 3, 4, 5, 6, 7, 7}, {34, 1}, {0, 20, 0, 15}};
-  for (const Geometry& g : kGeometries) {
-    for (KvType type : {KvType::f32, KvType::f16}) {
-      const Sequence s(g, 35, 13);
-      Cache cache(g, type, 40, 2);
-      const Output whole = run(*backend_, s, &cache, {35}, 1);
-      for (const std::vector<int64_t>& pieces : cuttings) {
-        Cache other(g, type, 64, 3);
-        const Output cut = run(*backend_, s, &other, pieces, 2);
-        ASSERT_TRUE(same_bits(cut.q, whole.q));
-        ASSERT_TRUE(same_bits(cut.y, whole.y));
-      }
+  for (KvType type : {KvType::f32, KvType::f16}) {
+    for (const Geometry& g : kGeometries) {
+      expect_the_same_bits_for_any_cutting(
+          *backend_, g, type, {std::vector<int64_t>(35, 1), {16, 16, 3}, {1, 2, 3, 4, 5, 6, 7, 7}, {34, 1}, {0, 20, 0, 15}});
+    }
+    for (const Geometry& g : {Geometry{4, 2, 48, 12}, Geometry{7, 1, 64, 16}}) {
+      expect_the_same_bits_for_any_cutting(
+          *backend_, g, type, {std::vector<int64_t>(277, 1), {127, 1, 1, 148}, {128, 128, 21}, {250, 2, 3, 22}, {276, 1}});
+    }
+  }
+}
+
+TEST_P(AttentionTest, AnyNumberOfThreadsGivesTheSameBits) {
+  // One token over three blocks, several in the last two, a batch of two tiles: work for fewer threads than there are, and for
+  // more.
+  const std::vector<int64_t> pieces = {200, 1, 1, 70, 33, 8, 128};
+  for (const Geometry& g : {Geometry{7, 1, 256, 16}, Geometry{12, 3, 128, 64}}) {
+    const Sequence s(g, 441, 19);
+    Cache cache(g, KvType::f16, 441, 1);
+    const Output expected = run(*backend_, s, &cache, pieces);
+    for (const int threads : {2, 3, 8}) {
+      const std::unique_ptr<Backend> threaded = make_cpu_backend(GetParam(), {.threads = threads});
+      Cache other(g, KvType::f16, 441, 1);
+      const Output out = run(*threaded, s, &other, pieces);
+      EXPECT_EQ(other.k16, cache.k16) << threads;
+      EXPECT_EQ(other.v16, cache.v16) << threads;
+      EXPECT_TRUE(same_bits(out.q, expected.q)) << threads;
+      EXPECT_TRUE(same_bits(out.y, expected.y)) << threads;
     }
   }
 }
