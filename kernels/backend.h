@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "base/tensor.h"
 #include "kernels/codebook.h"
 
 namespace pq {
@@ -293,8 +294,7 @@ struct EncodeError {
   double squared_norm = 0;
 };
 
-// PolarQuant encoder (spec polarquant §1.1) by 128-blocks of w [rows, cols] fp32 host or device memory of the backend,
-// cols % 128 == 0. codes: packed, [rows][cols / 128][16 * bits]; norms fp16 [rows][cols / 128], raw L2 convention
+// PolarQuant encoder (spec polarquant §1.1) by 128-blocks of w [rows, cols] of type f32, bf16 or f16, cols % 128 == 0. codes: packed, [rows][cols / 128][16 * bits]; norms fp16 [rows][cols / 128], raw L2 convention
 // w = norm * c[code] / sqrt(128) rotated back. scale_search: per block, multipliers of the norm are tried, the gain refitted by least
 // squares, the one with the least squared error kept, the first of equals; without it, codes are the first of the nearest centroids.
 // Sums over a block are taken in 16 interleaved lanes folded by halves: the squares and the error in double, the refit in fp32 fma.
@@ -303,25 +303,27 @@ struct EncodeError {
 struct PolarEncodeArgs {
   uint8_t* codes;
   uint16_t* norms;
-  const float* w;
+  const void* w;
   int64_t rows;
   int64_t cols;
   const Codebook* codebook;
   bool scale_search;
   EncodeError* error;  // host; may be null
+  DType dtype = DType::f32;
 };
 
 // INT4 group-128 encoder in the original basis. Symmetric: scale = bf16(max|w| / 7), q = clamp(round(w / scale), -8, 7).
 // Asymmetric (zeros not null): scale = bf16((max - min) / 15), zero = bf16(min + 8 * scale), q = clamp(round((w - zero) / scale + 8), 0, 15).
-// Rounding half to even. Planes as in WeightFormat::int4.
+// Rounding half to even. Planes as in WeightFormat::int4. w, the sums of the error and what is refused as in PolarEncodeArgs.
 struct Int4EncodeArgs {
   uint8_t* codes;
   uint16_t* scales;
   uint16_t* zeros;  // null: symmetric
-  const float* w;
+  const void* w;
   int64_t rows;
   int64_t cols;
   EncodeError* error;
+  DType dtype = DType::f32;
 };
 
 // w [rows, cols] fp32 from any format, units respected; polar in the original basis.

@@ -1,5 +1,5 @@
-// Tables and rows of the PolarQuant encoder (its blocks are cpu/encode_body.h), and the INT4 encoder. A block's codes depend on its
-// 128 weights only.
+// Tables of the PolarQuant encoder, and the rows of both encoders over threads; their blocks are cpu/encode_body.h. A block's codes
+// depend on its 128 weights only.
 #include "kernels/encode.h"
 
 #include <fmt/format.h>
@@ -8,11 +8,13 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <vector>
 
 #include "base/error.h"
 #include "base/tensor.h"
 #include "kernels/check.h"
 #include "kernels/cpu/kernels.h"
+#include "kernels/cpu/thread_pool.h"
 #include "kernels/polar.h"
 
 namespace pq {
@@ -106,83 +108,85 @@ EncodeTable make_table(const Codebook& book, const Kernels& kernels) {
   return table;
 }
 
-[[noreturn]] void refuse_weight(const char* op, const float* w, int64_t row, int64_t cols, int64_t column) {
-  for (int64_t c = column; c < column + kBlock; ++c) {
-    const float value = w[row * cols + c];
+float weight_at(const void* w, DType dtype, int64_t index) {
+  if (dtype == DType::f32) return static_cast<const float*>(w)[index];
+  const uint16_t half = static_cast<const uint16_t*>(w)[index];
+  return dtype == DType::bf16 ? bf16_to_f32(half) : f16_to_f32(half);
+}
+
+template <typename Args>
+[[noreturn]] void refuse_block(const char* op, const Args& args, int64_t row, int64_t block) {
+  const int64_t first = block * kBlock;
+  for (int64_t c = first; c < first + kBlock; ++c) {
+    const float value = weight_at(args.w, args.dtype, row * args.cols + c);
     if (!std::isfinite(value)) {
       throw Error(ErrorKind::input,
                   fmt::format("{}: the weight at row {}, column {} is {}; only finite weights can be coded", op, row, c, value));
     }
   }
   throw Error(ErrorKind::input, fmt::format("{}: the scale of the block at row {}, columns {} to {} is beyond the stored range", op,
-                                            row, column, column + kBlock - 1));
+                                            row, first, first + kBlock - 1));
 }
 
-bool finite_block(const float* w) {
-  for (int64_t i = 0; i < kBlock; ++i) {
-    if (!std::isfinite(w[i])) return false;
+// encode(row, w, error) for every row: the number of its blocks that could be coded. The errors are added row by row.
+template <typename Args, typename Encode>
+void encode_rows(const char* op, const Args& args, ThreadPool* pool, const Encode& encode) {
+  if (args.dtype != DType::f32 && args.dtype != DType::bf16 && args.dtype != DType::f16)
+    throw Error(ErrorKind::internal, fmt::format("{}: {} is no weight type", op, dtype_name(args.dtype)));
+  check_coded_shape(op, args.rows, args.cols);
+  const int64_t blocks = args.cols / kBlock;
+  std::vector<EncodeError> errors(args.error != nullptr ? static_cast<size_t>(args.rows) : 0);
+  const auto encode_range = [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      const void* w = static_cast<const uint8_t*>(args.w) + row * args.cols * dtype_bytes(args.dtype);
+      const int64_t coded = encode(row, w, errors.empty() ? nullptr : &errors[static_cast<size_t>(row)]);
+      if (coded < blocks) refuse_block(op, args, row, coded);
+    }
+  };
+  const int64_t parts = pool != nullptr ? std::min<int64_t>(args.rows, 4 * pool->threads()) : 1;
+  if (parts > 1) {
+    pool->parallel_for(parts, [&](int64_t part, int) { encode_range(args.rows * part / parts, args.rows * (part + 1) / parts); });
+  } else {
+    encode_range(0, args.rows);
   }
-  return true;
+  if (args.error == nullptr) return;
+  *args.error = {};
+  for (const EncodeError& error : errors) {
+    args.error->squared_error += error.squared_error;
+    args.error->squared_norm += error.squared_norm;
+  }
 }
 
 }  // namespace
 
-void encode_polar(const PolarEncodeArgs& args, Isa isa) {
-  check_coded_shape("polar_encode", args.rows, args.cols);
-  const int bits = args.codebook->bits;
-  const int64_t blocks = args.cols / kBlock;
+void encode_polar(const PolarEncodeArgs& args, Isa isa, ThreadPool* pool) {
   const Kernels& kernels = kernels_of(isa);
   const EncodeTable table = make_table(*args.codebook, kernels);
-  EncodeError total;
-  for (int64_t row = 0; row < args.rows; ++row) {
-    EncodeError error;
-    const EncodeTile tile{.table = &table,
-                          .w = args.w + row * args.cols,
-                          .blocks = blocks,
-                          .scale_search = args.scale_search,
-                          .codes = args.codes + row * blocks * coded_block_bytes(bits),
-                          .norms = args.norms + row * blocks,
-                          .error = args.error != nullptr ? &error : nullptr};
-    const int64_t coded = kernels.encode_blocks(tile);
-    if (coded < blocks) refuse_weight("polar_encode", args.w, row, args.cols, coded * kBlock);
-    total.squared_error += error.squared_error;
-    total.squared_norm += error.squared_norm;
-  }
-  if (args.error != nullptr) *args.error = total;
+  const int64_t blocks = args.cols / kBlock;
+  encode_rows("polar_encode", args, pool, [&](int64_t row, const void* w, EncodeError* error) {
+    return kernels.encode_blocks({.table = &table,
+                                  .w = w,
+                                  .dtype = args.dtype,
+                                  .blocks = blocks,
+                                  .scale_search = args.scale_search,
+                                  .codes = args.codes + row * blocks * coded_block_bytes(table.bits),
+                                  .norms = args.norms + row * blocks,
+                                  .error = error});
+  });
 }
 
-void encode_int4(const Int4EncodeArgs& args) {
-  check_coded_shape("int4_encode", args.rows, args.cols);
-  const bool symmetric = args.zeros == nullptr;
-  EncodeError total;
-  for (int64_t index = 0; index < args.rows * (args.cols / kBlock); ++index) {
-    const float* w = args.w + index * kBlock;
-    const int64_t row = index * kBlock / args.cols;
-    const int64_t column = index * kBlock % args.cols;
-    if (!finite_block(w)) refuse_weight("int4_encode", args.w, row, args.cols, column);
-    const auto [low, high] = std::minmax_element(w, w + kBlock);
-    const float span = symmetric ? std::max(std::abs(*low), std::abs(*high)) / 7.0f : (*high - *low) / 15.0f;
-    args.scales[index] = f32_to_bf16(span);
-    const float scale = bf16_to_f32(args.scales[index]);
-    float zero = 0.0f;
-    if (!symmetric) {
-      args.zeros[index] = f32_to_bf16(*low + 8.0f * scale);
-      zero = bf16_to_f32(args.zeros[index]);
-    }
-    if (!std::isfinite(scale) || !std::isfinite(zero)) refuse_weight("int4_encode", args.w, row, args.cols, column);
-    std::array<int, kBlock> q;
-    for (int64_t i = 0; i < kBlock; ++i) {
-      // A group of equal weights has scale 0 and is carried by the zero point alone.
-      const float steps = scale > 0.0f ? (w[i] - zero) / scale : 0.0f;
-      q[i] = static_cast<int>(symmetric ? std::clamp(std::nearbyint(steps), -8.0f, 7.0f) + 8.0f
-                                        : std::clamp(std::nearbyint(steps + 8.0f), 0.0f, 15.0f));
-      const double difference = static_cast<double>(w[i]) - (static_cast<float>(q[i] - 8) * scale + zero);
-      total.squared_error += difference * difference;
-      total.squared_norm += static_cast<double>(w[i]) * w[i];
-    }
-    for (int64_t i = 0; i < 64; ++i) args.codes[index * 64 + i] = static_cast<uint8_t>(q[i] | (q[64 + i] << 4));
-  }
-  if (args.error != nullptr) *args.error = total;
+void encode_int4(const Int4EncodeArgs& args, Isa isa, ThreadPool* pool) {
+  const Kernels& kernels = kernels_of(isa);
+  const int64_t blocks = args.cols / kBlock;
+  encode_rows("int4_encode", args, pool, [&](int64_t row, const void* w, EncodeError* error) {
+    return kernels.encode_int4({.w = w,
+                                .dtype = args.dtype,
+                                .blocks = blocks,
+                                .codes = args.codes + row * blocks * 64,
+                                .scales = args.scales + row * blocks,
+                                .zeros = args.zeros != nullptr ? args.zeros + row * blocks : nullptr,
+                                .error = error});
+  });
 }
 
 }  // namespace pq

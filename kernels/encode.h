@@ -6,11 +6,12 @@
 
 namespace pq {
 
-// Backend::polar_encode. The result does not depend on `isa`.
-void encode_polar(const PolarEncodeArgs& args, Isa isa);
+class ThreadPool;
 
-// Backend::int4_encode.
-void encode_int4(const Int4EncodeArgs& args);
+// Backend::polar_encode and Backend::int4_encode. Rows are shared out over `pool`, which may be null. The results depend neither on
+// `isa` nor on the pool.
+void encode_polar(const PolarEncodeArgs& args, Isa isa, ThreadPool* pool);
+void encode_int4(const Int4EncodeArgs& args, Isa isa, ThreadPool* pool);
 
 // Row `row` of unit `unit` as fp32 in the original basis: out [unit_cols]. polar: butterflies over c[code], then times norm / 128,
 // which is norm / sqrt(128) times the factor of the rotation.

@@ -29,7 +29,8 @@ class CpuBackend : public ReferenceBackend {
   void gated_rms_norm(const GatedRmsNormArgs& args) override;
   void attention_input(const AttentionInputArgs& args) override;
   void attention(const AttentionArgs& args) override;
-  void polar_encode(const PolarEncodeArgs& args) override { encode_polar(args, isa_); }
+  void polar_encode(const PolarEncodeArgs& args) override { encode_polar(args, isa_, &pool_); }
+  void int4_encode(const Int4EncodeArgs& args) override { encode_int4(args, isa_, &pool_); }
 
  private:
   // body(first, last, worker) over consecutive parts of [0, count): one part when all of it costs less than waking a thread.

@@ -1,5 +1,23 @@
-// The PolarQuant encoder of consecutive blocks. Included inside a namespace after norm_body.h and encode_<isa>.h.
+// The encoders of consecutive blocks, PolarQuant and INT4. Included inside a namespace after norm_body.h and encode_<isa>.h.
 #pragma once
+
+// The weights of a block; false when one is not finite. squares: their sum of squares.
+PQ_INLINE bool load_block(const void* w, DType dtype, int64_t block, Lanes v[8], double* squares) {
+  const float* single = static_cast<const float*>(w) + block * kBlock;
+  const uint16_t* half = static_cast<const uint16_t*>(w) + block * kBlock;
+  if (dtype == DType::bf16) {
+    for (int i = 0; i < 8; ++i) v[i] = load_bf16(half + 16 * i);
+  } else if (dtype == DType::f16) {
+    for (int i = 0; i < 8; ++i) v[i] = load_f16(half + 16 * i);
+  } else {
+    for (int i = 0; i < 8; ++i) v[i] = load(single + 16 * i);
+  }
+  Doubles sum = no_doubles();
+  for (int i = 0; i < 8; ++i) sum = add_squares(sum, v[i]);
+  *squares = fold(sum);
+  // Squares of finite floats do not overflow a double.
+  return *squares < INFINITY;
+}
 
 // Tables of any size, in memory.
 struct LargeTable {
@@ -111,17 +129,12 @@ PQ_INLINE Scale search(const EncodeTable& t, const Lanes z[8], float norm) {
 
 // False when a weight is not finite or the norm is beyond fp16.
 template <class Table>
-PQ_INLINE bool encode_block(const EncodeTable& t, const float* w, bool scale_search, uint8_t* codes, uint16_t* norm_out,
-                            EncodeError* error) {
+PQ_INLINE bool encode_block(const EncodeTile& e, int64_t block) {
+  const EncodeTable& t = *e.table;
+  uint16_t* norm_out = e.norms + block;
   Lanes z[8];
-  Doubles sum = no_doubles();
-  for (int i = 0; i < 8; ++i) {
-    z[i] = load(w + 16 * i);
-    sum = add_squares(sum, z[i]);
-  }
-  // Squares of finite floats do not overflow a double.
-  const double squares = fold(sum);
-  if (!(squares < INFINITY)) return false;
+  double squares;
+  if (!load_block(e.w, e.dtype, block, z, &squares)) return false;
   const float norm = std::max(static_cast<float>(std::sqrt(squares)), 1e-10f);
   for (int i = 0; i < 8; ++i) z[i] = div(z[i], all(norm));
   rotate_lanes(z);
@@ -130,7 +143,7 @@ PQ_INLINE bool encode_block(const EncodeTable& t, const float* w, bool scale_sea
   alignas(64) uint8_t magnitudes[kBlock];
   uint16_t signs[8];
   Index m[8];
-  if (scale_search) {
+  if (e.scale_search) {
     const Scale scale = search<Table>(t, z, norm);
     *norm_out = scale.norm;
     for (int i = 0; i < 8; ++i) {
@@ -140,21 +153,21 @@ PQ_INLINE bool encode_block(const EncodeTable& t, const float* w, bool scale_sea
     *norm_out = f32_to_f16(norm);
     for (int i = 0; i < 8; ++i) m[i] = nearest_index<Table>(t, z[i]);
   }
-  const Lanes centre = all(scale_search ? 0.0f : t.centre);
+  const Lanes centre = all(e.scale_search ? 0.0f : t.centre);
   for (int i = 0; i < 8; ++i) {
     store_bytes(magnitudes + 16 * i, m[i]);
     signs[i] = bits_not_above(z[i], centre);
   }
-  pack_planes(magnitudes, signs, t.bits, codes);
-  if (error != nullptr) {
+  pack_planes(magnitudes, signs, t.bits, e.codes + block * coded_block_bytes(t.bits));
+  if (e.error != nullptr) {
     const double gain = f16_to_f32(*norm_out) / static_cast<double>(norm);
     Doubles errors = no_doubles();
     for (int i = 0; i < 8; ++i) {
       const Lanes c = if_above(z[i], centre, Table::pick(t.centroid[0], m[i]), Table::pick(t.centroid[1], m[i]));
       errors = add_squared_errors(errors, z[i], gain, c);
     }
-    error->squared_error += fold(errors) * static_cast<double>(norm) * norm / 128.0;
-    error->squared_norm += squares;
+    e.error->squared_error += fold(errors) * static_cast<double>(norm) * norm / 128.0;
+    e.error->squared_norm += squares;
   }
   return (*norm_out & 0x7c00u) != 0x7c00u;
 }
@@ -162,10 +175,7 @@ PQ_INLINE bool encode_block(const EncodeTable& t, const float* w, bool scale_sea
 template <class Table>
 PQ_INLINE int64_t encode_blocks_by(const EncodeTile& e) {
   for (int64_t b = 0; b < e.blocks; ++b) {
-    if (!encode_block<Table>(*e.table, e.w + b * kBlock, e.scale_search, e.codes + b * coded_block_bytes(e.table->bits),
-                             e.norms + b, e.error)) {
-      return b;
-    }
+    if (!encode_block<Table>(e, b)) return b;
   }
   return e.blocks;
 }
@@ -178,4 +188,49 @@ PQ_FUNCTION int64_t encode_blocks(const EncodeTile& e) {
     if (e.table->small && e.table->bits == 6) return encode_blocks_by<SmallTable<32>>(e);
   }
   return encode_blocks_by<LargeTable>(e);
+}
+
+PQ_FUNCTION int64_t encode_int4(const Int4EncodeTile& e) {
+  const Lanes magic = all(12582912.0f);
+  for (int64_t b = 0; b < e.blocks; ++b) {
+    Lanes w[8];
+    double squares;
+    if (!load_block(e.w, e.dtype, b, w, &squares)) return b;
+    Lanes largest = w[0];
+    Lanes least = negate(w[0]);
+    for (int i = 1; i < 8; ++i) {
+      largest = max(largest, w[i]);
+      least = max(least, negate(w[i]));
+    }
+    const float high = fold_max(largest);
+    const float low = -fold_max(least);
+    const bool symmetric = e.zeros == nullptr;
+    e.scales[b] = f32_to_bf16(symmetric ? std::max(std::abs(low), std::abs(high)) / 7.0f : (high - low) / 15.0f);
+    const float scale = bf16_to_f32(e.scales[b]);
+    float zero = 0.0f;
+    if (!symmetric) {
+      e.zeros[b] = f32_to_bf16(low + 8.0f * scale);
+      zero = bf16_to_f32(e.zeros[b]);
+    }
+    if (!(std::abs(scale) < INFINITY && std::abs(zero) < INFINITY)) return b;
+    // A group of equal weights has scale 0 and is carried by the zero point alone: its codes are 8.
+    const Lanes divisor = all(scale > 0.0f ? scale : INFINITY);
+    uint8_t q[kBlock];
+    Doubles errors = no_doubles();
+    for (int i = 0; i < 8; ++i) {
+      const Lanes steps = div(sub(w[i], all(zero)), divisor);
+      // Adding and taking away 1.5 * 2^23 rounds half to even; steps are below 2^20.
+      const Lanes shifted =
+          symmetric ? add(sub(add(steps, magic), magic), all(8.0f)) : sub(add(add(steps, all(8.0f)), magic), magic);
+      const Lanes code = max(all(0.0f), min(all(15.0f), shifted));
+      store_low_bytes(reinterpret_cast<int8_t*>(q + 16 * i), add(code, magic));
+      errors = add_squared_errors(errors, w[i], 1.0, add(mul(sub(code, all(8.0f)), all(scale)), all(zero)));
+    }
+    for (int i = 0; i < 64; ++i) e.codes[b * 64 + i] = static_cast<uint8_t>(q[i] | (q[64 + i] << 4));
+    if (e.error != nullptr) {
+      e.error->squared_error += fold(errors);
+      e.error->squared_norm += squares;
+    }
+  }
+  return e.blocks;
 }

@@ -48,6 +48,7 @@ const Kernels kAvx2Kernels = {
     .attention_finish = avx2::attention_finish,
     .store_halves = avx2::store_halves,
     .encode_blocks = avx2::encode_blocks,
+    .encode_int4 = avx2::encode_int4,
     .encode_small_magnitudes = avx2::kSmallMagnitudes,
     .encode_small_buckets = avx2::kSmallBuckets,
 };

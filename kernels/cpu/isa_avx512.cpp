@@ -54,6 +54,7 @@ const Kernels kAvx512Kernels = {
     .attention_finish = avx512::attention_finish,
     .store_halves = avx512::store_halves,
     .encode_blocks = avx512::encode_blocks,
+    .encode_int4 = avx512::encode_int4,
     .encode_small_magnitudes = avx512::kSmallMagnitudes,
     .encode_small_buckets = avx512::kSmallBuckets,
 };

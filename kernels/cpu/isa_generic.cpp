@@ -46,6 +46,7 @@ const Kernels kGenericKernels = {
     .attention_finish = generic::attention_finish,
     .store_halves = generic::store_halves,
     .encode_blocks = generic::encode_blocks,
+    .encode_int4 = generic::encode_int4,
     .encode_small_magnitudes = generic::kSmallMagnitudes,
     .encode_small_buckets = generic::kSmallBuckets,
 };

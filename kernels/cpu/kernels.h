@@ -186,14 +186,26 @@ struct EncodeTable {
   int32_t large_first[1024] = {};
 };
 
-// Consecutive blocks. Codes are packed; `error` may be null, else it is added to, block by block.
+// Consecutive blocks of weights of type f32, bf16 or f16. Codes are packed; `error` may be null, else it is added to, block by block.
 struct EncodeTile {
   const EncodeTable* table;
-  const float* w;
+  const void* w;
+  DType dtype;
   int64_t blocks;
   bool scale_search;
   uint8_t* codes;
   uint16_t* norms;
+  EncodeError* error;
+};
+
+// The same for INT4; zeros null: symmetric.
+struct Int4EncodeTile {
+  const void* w;
+  DType dtype;
+  int64_t blocks;
+  uint8_t* codes;
+  uint16_t* scales;
+  uint16_t* zeros;
   EncodeError* error;
 };
 
@@ -233,8 +245,9 @@ struct Kernels {
   // y = y / sum * sigmoid(gate); y [heads, head_dim], sum [heads], gate [heads] rows of stride 2 * head_dim.
   void (*attention_finish)(float* y, const float* sum, const float* gate, int64_t heads, int64_t head_dim);
   void (*store_halves)(uint16_t* y, const float* x, int64_t count);
-  // The number of blocks before the first one with a weight that is not finite or a norm beyond fp16.
+  // The number of blocks before the first one with a weight that is not finite or a scale beyond the stored range.
   int64_t (*encode_blocks)(const EncodeTile& tile);
+  int64_t (*encode_int4)(const Int4EncodeTile& tile);
   // Largest table, and buckets in the EncodeTable, of the encoder's fast path; 0: none.
   int encode_small_magnitudes;
   int encode_small_buckets;

@@ -141,8 +141,8 @@ void ReferenceBackend::gated_rms_norm(const GatedRmsNormArgs& args) {
   }
 }
 
-void ReferenceBackend::polar_encode(const PolarEncodeArgs& args) { encode_polar(args, Isa::generic); }
-void ReferenceBackend::int4_encode(const Int4EncodeArgs& args) { encode_int4(args); }
+void ReferenceBackend::polar_encode(const PolarEncodeArgs& args) { encode_polar(args, Isa::generic, nullptr); }
+void ReferenceBackend::int4_encode(const Int4EncodeArgs& args) { encode_int4(args, Isa::generic, nullptr); }
 void ReferenceBackend::decode(const DecodeArgs& args) { decode_matrix(args); }
 
 }  // namespace pq
