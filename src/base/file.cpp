@@ -102,6 +102,14 @@ void File::write_at(const void* data, int64_t bytes, int64_t offset) {
   }
 }
 
+void File::will_need(int64_t offset, int64_t bytes) const { ::posix_fadvise(fd_, offset, bytes, POSIX_FADV_WILLNEED); }
+
+void File::start_sync() {
+#ifdef SYNC_FILE_RANGE_WRITE
+  ::sync_file_range(fd_, 0, 0, SYNC_FILE_RANGE_WRITE);
+#endif
+}
+
 void File::sync_and_close() {
   if (::fsync(fd_) != 0) fail("sync", path_);
   if (::close(std::exchange(fd_, -1)) != 0) fail("close", path_);

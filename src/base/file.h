@@ -28,6 +28,10 @@ class File {
   void read_at(void* data, int64_t bytes, int64_t offset) const;
   // Writes exactly `bytes` at `offset`.
   void write_at(const void* data, int64_t bytes, int64_t offset);
+  // Hints, which cannot fail: the system starts to read a range, which may reach beyond the end, or to bring all written so far to
+  // the disk; neither waits.
+  void will_need(int64_t offset, int64_t bytes) const;
+  void start_sync();
   // Data and metadata reach the disk, then the descriptor is closed; errors of close are reported.
   void sync_and_close();
 

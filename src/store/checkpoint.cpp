@@ -15,6 +15,8 @@ namespace {
 constexpr const char* kMultimodalPrefix = "model.language_model.";
 constexpr const char* kTextPrefix = "model.";
 constexpr size_t kListedUnknown = 5;
+// How far the disk reads ahead of us.
+constexpr int64_t kReadAheadBytes = 8 << 20;
 
 bool starts_with(const std::string& text, const char* start) { return text.rfind(start, 0) == 0; }
 
@@ -160,6 +162,7 @@ void Checkpoint::read_plain(const TensorSpec& spec, int64_t row, int64_t rows, i
   const File& file = source.plain.file->file();
   const int64_t offset = source.plain.entry->offset + (first * source.cols + col) * item;
   if (cols == source.cols) {
+    file.will_need(offset + kReadAheadBytes, rows * cols * item);
     file.read_at(out, rows * cols * item, offset);
   } else {
     for (int64_t r = 0; r < rows; ++r)

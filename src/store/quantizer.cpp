@@ -15,6 +15,11 @@ bool needs_blocks(const Encoding& encoding) {
   return encoding.format == WeightFormat::polar || encoding.format == WeightFormat::int4;
 }
 
+// The encoders of block formats read the elements of a plain source as they are.
+bool takes_source_elements(const TensorPlan& plan, const SourceTensor& source) {
+  return source.bits == 0 && plan.through_bits == 0 && needs_blocks(plan.encoding);
+}
+
 // Memory of the backend with a host side: the same bytes where the backend's memory is the host's, else copied on demand.
 class Staged {
  public:
@@ -79,11 +84,18 @@ struct Quantizer::Chunk {
   int64_t cols = 0;
 };
 
+// The weights of a chunk in the backend's memory.
+struct Quantizer::Weights {
+  const void* data;
+  DType dtype;
+};
+
 // Buffers for the largest chunk of one tensor. `decode`: codes are expanded on the way (a coded source, or a detour through codes).
 class Quantizer::Work {
  public:
-  Work(Backend& backend, const TensorPlan& plan, int64_t rows, int64_t cols, int64_t item_bytes, bool decode)
-      : w(backend, plan.same_codes ? 0 : rows * cols * 4),
+  Work(Backend& backend, const TensorPlan& plan, const SourceTensor& source, int64_t rows, int64_t cols, bool decode)
+      : raw(backend, source.bits == 0 ? rows * cols * dtype_bytes(source.dtype) : 0),
+        w(backend, plan.same_codes || takes_source_elements(plan, source) ? 0 : rows * cols * 4),
         // A range of inputs that starts and ends inside a block touches up to two blocks more.
         decoded(backend, decode ? rows * (cols + 2 * kBlock) * 4 : 0),
         codes(backend, decode ? rows * (cols / kBlock + 2) * kBlock : 0),
@@ -91,7 +103,6 @@ class Quantizer::Work {
         planes{Staged(backend, rows * plane_row_bytes(plan.encoding, cols, 0)),
                Staged(backend, rows * plane_row_bytes(plan.encoding, cols, 1)),
                Staged(backend, rows * plane_row_bytes(plan.encoding, cols, 2))},
-        raw(static_cast<size_t>(rows * cols * item_bytes)),
         original(plan.through_bits > 0 ? static_cast<size_t>(rows * cols) : 0),
         backend_(backend) {}
 
@@ -111,12 +122,12 @@ class Quantizer::Work {
     for (int64_t i = 0; i < rows * blocks * kBlock; ++i) values[i] = bf16_to_f32(f32_to_bf16(values[i]));
   }
 
-  Staged w;        // fp32, the weights to encode
+  Staged raw;      // elements of a plain source
+  Staged w;        // fp32, the weights to encode when they are not `raw`
   Staged decoded;  // fp32
   Staged codes;    // packed codes and norms that are decoded again
   Staged norms;
-  Staged planes[kPlanes];  // the result, [rows][all inputs of the chunk]
-  std::vector<uint8_t> raw;
+  Staged planes[kPlanes];       // the result, [rows][all inputs of the chunk]
   std::vector<float> original;  // what the error of a detour is measured against
 
  private:
@@ -165,21 +176,27 @@ TensorPlan Quantizer::plan(const TensorSpec& spec) const {
   return plan;
 }
 
-// The chunk as fp32 in work.w; decoded codes are rounded to BF16.
-void Quantizer::read_chunk(const TensorSpec& spec, const Chunk& chunk, Work& work, Xxh3Stream* hash) const {
+// The chunk in work.raw, or as fp32 in work.w; decoded codes are rounded to BF16.
+Quantizer::Weights Quantizer::read_chunk(const TensorSpec& spec, const TensorPlan& plan, const Chunk& chunk, Work& work,
+                                         Xxh3Stream* hash) const {
   const SourceTensor& source = checkpoint_.tensor(spec);
   const int64_t rows = chunk.rows, cols = chunk.cols;
   float* w = work.w.as<float>();
   if (source.bits == 0) {
-    checkpoint_.read_plain(spec, chunk.row, rows, chunk.col, cols, work.raw.data(), hash);
-    convert_to_f32(work.raw.data(), source.dtype, rows * cols, w);
-    return;
+    checkpoint_.read_plain(spec, chunk.row, rows, chunk.col, cols, work.raw.host(), hash);
+    if (takes_source_elements(plan, source)) {
+      work.raw.to_device(rows * cols * dtype_bytes(source.dtype));
+      return {work.raw.device(), source.dtype};
+    }
+    convert_to_f32(work.raw.host(), source.dtype, rows * cols, w);
+    return {work.w.device(), DType::f32};
   }
   const int64_t first = chunk.col / kBlock, blocks = (chunk.col + cols + kBlock - 1) / kBlock - first;
   checkpoint_.read_codes(spec, chunk.row, rows, first, blocks, work.codes.as<uint8_t>(), work.norms.as<uint16_t>(), hash);
   work.decode_to_bf16(rows, blocks, source.codebook);
   const float* from = work.decoded.as<float>() + (chunk.col - first * kBlock);
   for (int64_t r = 0; r < rows; ++r) std::copy_n(from + r * blocks * kBlock, cols, w + r * cols);
+  return {work.w.device(), DType::f32};
 }
 
 // work.w through codes of `bits` and back.
@@ -201,32 +218,34 @@ void Quantizer::pass_through(int bits, const Chunk& chunk, Work& work) const {
   std::copy_n(work.decoded.as<float>(), count, work.w.as<float>());
 }
 
-// work.w to work.planes.
-void Quantizer::encode_chunk(const TensorPlan& plan, const Chunk& chunk, Work& work, EncodeError* error) const {
+// `weights` to work.planes.
+void Quantizer::encode_chunk(const TensorPlan& plan, const Chunk& chunk, const Weights& weights, Work& work,
+                             EncodeError* error) const {
   const int64_t rows = chunk.rows, cols = chunk.cols, count = rows * cols;
   const float* w = work.w.as<float>();
+  if (weights.data == work.w.device()) work.w.to_device(count * 4);
   switch (plan.encoding.format) {
     case WeightFormat::polar:
-      work.w.to_device(count * 4);
       backend_.polar_encode({.codes = static_cast<uint8_t*>(work.planes[0].device()),
                              .norms = static_cast<uint16_t*>(work.planes[1].device()),
-                             .w = static_cast<const float*>(work.w.device()),
+                             .w = weights.data,
                              .rows = rows,
                              .cols = cols,
                              .codebook = plan.codebook,
                              .scale_search = recipe_.scale_search,
-                             .error = error});
+                             .error = error,
+                             .dtype = weights.dtype});
       break;
     case WeightFormat::int4: {
-      work.w.to_device(count * 4);
       uint16_t* zeros = plan.encoding.zeros ? static_cast<uint16_t*>(work.planes[2].device()) : nullptr;
       backend_.int4_encode({.codes = static_cast<uint8_t*>(work.planes[0].device()),
                             .scales = static_cast<uint16_t*>(work.planes[1].device()),
                             .zeros = zeros,
-                            .w = static_cast<const float*>(work.w.device()),
+                            .w = weights.data,
                             .rows = rows,
                             .cols = cols,
-                            .error = plan.through_bits > 0 ? nullptr : error});
+                            .error = plan.through_bits > 0 ? nullptr : error,
+                            .dtype = weights.dtype});
       if (plan.through_bits > 0 && error != nullptr) {
         const Matrix matrix{.format = WeightFormat::int4,
                             .rows = rows,
@@ -290,22 +309,21 @@ void Quantizer::quantize(const TensorSpec& spec, int64_t first, int64_t count, c
   const int64_t col = by_cols ? first * piece_cols(spec) : 0, cols = by_cols ? count * piece_cols(spec) : spec.cols;
   const int64_t begin = by_cols ? 0 : first * piece_rows(spec), end = by_cols ? spec.rows : (first + count) * piece_rows(spec);
   const int64_t step = std::clamp<int64_t>(kChunkBytes / (4 * std::max<int64_t>(cols, 1)), 1, std::max<int64_t>(end - begin, 1));
-  Work work(backend_, plan, step, cols, source.bits == 0 ? dtype_bytes(source.dtype) : 0,
-            (source.bits != 0 && !plan.same_codes) || plan.through_bits > 0);
+  Work work(backend_, plan, source, step, cols, (source.bits != 0 && !plan.same_codes) || plan.through_bits > 0);
   for (int64_t row = begin; row < end; row += step) {
     const Chunk chunk{row, std::min(step, end - row), col, cols};
     if (plan.same_codes) {
       checkpoint_.read_codes(spec, chunk.row, chunk.rows, col / kBlock, cols / kBlock, work.planes[0].as<uint8_t>(),
                              work.planes[1].as<uint16_t>(), source_hash);
     } else {
-      read_chunk(spec, chunk, work, source_hash);
+      const Weights weights = read_chunk(spec, plan, chunk, work, source_hash);
       EncodeError part;
       try {
         if (plan.through_bits > 0) {
           std::copy_n(work.w.as<float>(), chunk.rows * cols, work.original.data());
           pass_through(plan.through_bits, chunk, work);
         }
-        encode_chunk(plan, chunk, work, error != nullptr ? &part : nullptr);
+        encode_chunk(plan, chunk, weights, work, error != nullptr ? &part : nullptr);
       } catch (const Error& e) {
         // The backend knows neither the tensor nor where its rows begin.
         throw Error(e.kind(), fmt::format("{}, in rows {} to {}: {}", spec.name, row, row + chunk.rows - 1, e.what()));

@@ -48,20 +48,21 @@ class Quantizer {
 
   // Pieces [first, first + count) to `sink`. error, when not null, receives the squared error and squared norm of the weights read
   // (copied codes: error 0). source_hash, when not null, receives the source bytes in the order they were read; it is meaningful
-  // when all pieces are asked for. Temporary memory is below kChunkBytes * 8.
+  // when all pieces are asked for. Temporary memory is below kChunkBytes * 8, or 8 rows.
   void quantize(const TensorSpec& spec, int64_t first, int64_t count, const PieceSink& sink, EncodeError* error,
                 Xxh3Stream* source_hash) const;
 
-  // fp32 bytes of the rows that are in flight at once.
-  static constexpr int64_t kChunkBytes = 16 << 20;
+  // fp32 bytes of the rows that are in flight at once: read, coded and written while they are in the cache.
+  static constexpr int64_t kChunkBytes = 4 << 20;
 
  private:
   struct Chunk;
+  struct Weights;
   class Work;
   const Codebook* codebook(int bits) const;
-  void read_chunk(const TensorSpec& spec, const Chunk& chunk, Work& work, Xxh3Stream* hash) const;
+  Weights read_chunk(const TensorSpec& spec, const TensorPlan& plan, const Chunk& chunk, Work& work, Xxh3Stream* hash) const;
   void pass_through(int bits, const Chunk& chunk, Work& work) const;
-  void encode_chunk(const TensorPlan& plan, const Chunk& chunk, Work& work, EncodeError* error) const;
+  void encode_chunk(const TensorPlan& plan, const Chunk& chunk, const Weights& weights, Work& work, EncodeError* error) const;
   static void emit_chunk(const TensorSpec& spec, const TensorPlan& plan, const Chunk& chunk, const Work& work,
                          const PieceSink& sink);
 

@@ -13,6 +13,8 @@ namespace pq {
 namespace {
 
 constexpr hsize_t kAlignment = 4096;
+// The disk starts on this much at a time while the next weights are coded, so that little is left for the sync at the end.
+constexpr int64_t kSyncBytes = 16 << 20;
 
 // The library may be built without thread safety; layouts are short, so one at a time will do.
 std::mutex& hdf5_mutex() {
@@ -193,6 +195,11 @@ void ShardWriter::write(int plane, int64_t piece, int64_t offset, const uint8_t*
   require(offset == written_[plane].at(static_cast<size_t>(piece)) && offset + bytes <= whole,
           "shard: pieces must be written in order");
   file_.write_at(data, bytes, record.planes[plane].offset + piece * whole + offset);
+  unsynced_bytes_ += bytes;
+  if (unsynced_bytes_ >= kSyncBytes) {
+    file_.start_sync();
+    unsynced_bytes_ = 0;
+  }
   streams_[plane][static_cast<size_t>(piece)].update(data, bytes);
   written_[plane][static_cast<size_t>(piece)] += bytes;
 }

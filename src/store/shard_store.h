@@ -38,6 +38,7 @@ class ShardWriter {
   size_t current_ = 0;
   std::vector<Xxh3Stream> streams_[kPlanes];
   std::vector<int64_t> written_[kPlanes];
+  int64_t unsynced_bytes_ = 0;
 };
 
 }  // namespace pq

@@ -113,6 +113,19 @@ TEST(Files, ShortFileNamesBothSizes) {
   EXPECT_THAT(error.what(), HasSubstr("ends at byte 10, byte 14 is needed"));
 }
 
+TEST(Files, HintsChangeNothingAndMayReachBeyondTheEnd) {
+  const TemporaryDirectory directory;
+  File file = File::create(directory.file("hinted"));
+  file.write_at("0123456789", 10, 0);
+  file.start_sync();
+  file.will_need(5, 1 << 20);
+  file.will_need(1 << 20, 1 << 20);
+  EXPECT_EQ(file.size(), 10);
+  char back[10];
+  file.read_at(back, 10, 0);
+  EXPECT_EQ(std::string(back, 10), "0123456789");
+}
+
 TEST(Files, RefusalsNameThePath) {
   const TemporaryDirectory directory;
   const Error missing = error_of([&] { File::open_read(directory.file("absent")); });

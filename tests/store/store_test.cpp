@@ -204,8 +204,8 @@ TEST_F(Store, OddInputsFallBackOrAreRefused) {
 }
 
 TEST_F(Store, UnevenRowsOfChunksMakeTheSamePieces) {
-  // Rows of 256 KiB: a chunk of Quantizer::kChunkBytes holds 64 of them, pieces 20.
-  const int64_t cols = 65536;
+  // Rows of 64 KiB: a chunk of Quantizer::kChunkBytes holds 64 of them, pieces 20.
+  const int64_t cols = 16384;
   TinyModel wide;
   wide.specs.push_back(testing::make_spec("layers.0.mlp.gate_proj.weight", 80, cols, Split::rows, 4, true, 0));
   wide.specs.push_back(testing::make_spec("layers.0.mlp.down_proj.weight", 80, cols, Split::cols, 4, true, 0));
