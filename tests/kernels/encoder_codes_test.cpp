@@ -72,7 +72,7 @@ std::vector<Codebook> odd_tables(int bits) {
 TEST(EncoderCodes, BackendsWriteTheSameBytes) {
   const std::vector<float> w = assorted(60);
   const std::unique_ptr<Backend> reference = make_backend("reference");
-  for (Isa isa : {Isa::generic, Isa::avx2, Isa::avx512}) {
+  for (Isa isa : kIsas) {
     if (!isa_supported(isa)) continue;
     const std::unique_ptr<Backend> backend = make_cpu_backend(isa);
     for (int bits = 2; bits <= 8; ++bits) {
@@ -271,7 +271,7 @@ TEST(EncoderCodes, HalvesAreCodedAsTheFloatsTheyStandFor) {
     from_bf16.push_back(bf16_to_f32(bf16.back()));
     from_f16.push_back(f16_to_f32(f16.back()));
   }
-  for (Isa isa : {Isa::generic, Isa::avx2, Isa::avx512}) {
+  for (Isa isa : kIsas) {
     if (!isa_supported(isa)) continue;
     const std::unique_ptr<Backend> backend = make_cpu_backend(isa);
     const std::unique_ptr<Backend> reference = make_backend("reference");
