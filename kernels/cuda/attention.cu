@@ -6,7 +6,7 @@
 namespace pq::cuda {
 namespace {
 
-constexpr int kPart = 256;
+constexpr int kPart = static_cast<int>(kKeyBlock);
 constexpr int kThreads = 256;
 constexpr int kMaxHeadDim = 512;
 constexpr int kMaxGroup = 16;
