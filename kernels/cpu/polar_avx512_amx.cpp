@@ -21,7 +21,7 @@ namespace avx512_amx {
 #include "kernels/cpu/lanes_avx512.h"
 #include "kernels/cpu/ints_avx512.h"
 PQ_INLINE Dots dot_bytes(Dots sum, Ints w, Ints x) { return Dots(_mm512_dpbusd_epi32(Ints(sum), w, x)); }
-PQ_INLINE Dots dot_words(Dots sum, Ints w, Ints x) { return Dots(_mm512_dpwssd_epi32(Ints(sum), w, x)); }
+[[maybe_unused]] PQ_INLINE Dots dot_words(Dots sum, Ints w, Ints x) { return Dots(_mm512_dpwssd_epi32(Ints(sum), w, x)); }
 #include "kernels/cpu/polar_permute.h"
 #include "kernels/cpu/polar_vnni.h"
 static constexpr int kPanelBias = 0;
