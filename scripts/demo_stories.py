@@ -287,7 +287,8 @@ def plot_mend(t):
     t.place("P")
     t.say("{H} took {Hhis} {O} and played {P}, {Pd}. The {o} {does}.",
           "{HHe} was [proud of/happy with] {Hhis} {O}, because it {does}.")
-    t.say("[But/Then] {Hhe} [fell/slipped/tripped] over a [stone/root/branch], and {broke}.",
+    t.say("[But/Then] {Hhe} [fell/slipped/tripped] over a [stone/"
+          "root/branch], and {broke}.",
           "[Suddenly/All at once] there was a [crack/loud noise]. {H} [looked/stared] at the {o}: {broke}.")
     t.break_paragraph()
     t.person("F")

@@ -98,7 +98,7 @@ struct Source {
   void require_known_keys(const Json& object, const std::string& where, std::initializer_list<std::string_view> known) const {
     for (const auto& item : object.items())
       if (std::find(known.begin(), known.end(), item.key()) == known.end())
-        fail(where + " has the field " + in_quotes(item.key()) + ", which is not implemented");
+        fail(where + " has the field " + in_quotes(item.key()) + ", which pq does not know");
   }
 };
 
