@@ -364,19 +364,15 @@ class Backend {
   virtual void decode(const DecodeArgs& args) = 0;
 };
 
-// How a backend uses the hardware of its rank; results do not depend on it.
+// How the cpu backend uses its rank's processors; results do not depend on it.
 struct BackendOptions {
-  // cpu
   std::string isa = {};       // a name of kernels/cpu/isa.h; empty: the fastest this machine has
   int threads = 1;            // the caller included
   std::vector<int> pin = {};  // one CPU a thread, the caller's first; empty: not pinned
   bool spin = false;          // threads wait some tens of microseconds for the next operation before they sleep
-  // cuda
-  int device_index = 0;      // among the visible devices
-  int64_t memory_limit = 0;  // bytes of device memory for buffers; 0: what the device has
 };
 
-// device: "cpu", "cuda", or "reference", which ignores the options. Throws ErrorKind::usage for other names, ErrorKind::environment
+// device: "cpu", "reference", or "cuda", the first visible device (others: kernels/plugin.h); the last two ignore the options. Throws ErrorKind::usage for other names, ErrorKind::environment
 // when this machine lacks the instruction set or the device.
 std::unique_ptr<Backend> make_backend(const std::string& device, const BackendOptions& options = {});
 

@@ -11,11 +11,10 @@ namespace pq {
 
 class Backend;
 
-// Changes with every change of this header, of kernels/backend.h or of kernels/codebook.h.
-inline constexpr int32_t kCudaAbi = 1;
+// Exported by the plugin as pq_cuda_abi. Changes with every change of this header, of kernels/backend.h or of kernels/codebook.h.
+inline constexpr int32_t kCudaAbi = 2;
 
 struct CudaRequest {
-  int32_t abi = kCudaAbi;
   int32_t device = 0;        // index among the visible devices
   int64_t memory_limit = 0;  // bytes of device memory the backend may allocate; 0: all there is
   uint8_t identity[16] = {};  // answered by the factory: the UUID of the device

@@ -64,7 +64,7 @@ PQ_INLINE void score_tile(const KvRows& k, int64_t at, const float* q, int64_t d
 // Positions [first, last) of the block for `heads` <= H heads. ahead: fetched as the keys are read, stride from position to
 // position.
 template <KvType type, bool fetch, int H>
-PQ_NOINLINE void score_rows(const KvRows& k, const float* q, int64_t dim, int64_t heads, int64_t first, int64_t last,
+PQ_FUNCTION __attribute__((noinline)) void score_rows(const KvRows& k, const float* q, int64_t dim, int64_t heads, int64_t first, int64_t last,
                             const Ahead& ahead, float* scores) {
   if constexpr (H > 1) {
     if (heads < H) return score_rows<type, fetch, H - 1>(k, q, dim, heads, first, last, ahead, scores);
@@ -154,7 +154,7 @@ PQ_INLINE void value_tile(const Panel& panel, int64_t positions, const float* we
 }
 
 template <KvType type, bool fetch, int H, int C>
-PQ_NOINLINE void value_heads(const Panel& panel, int64_t positions, const float* weights, const float* keep, const float* take,
+PQ_FUNCTION __attribute__((noinline)) void value_heads(const Panel& panel, int64_t positions, const float* weights, const float* keep, const float* take,
                              float* out, int64_t dim, int64_t heads) {
   if constexpr (H > 1) {
     if (heads < H) return value_heads<type, fetch, H - 1, C>(panel, positions, weights, keep, take, out, dim, heads);

@@ -14,7 +14,6 @@
 #define PQ_TARGET __attribute__((target("avx2,fma,f16c")))
 #define PQ_INLINE static inline __attribute__((always_inline)) PQ_TARGET
 #define PQ_FUNCTION static PQ_TARGET
-#define PQ_NOINLINE static __attribute__((noinline)) PQ_TARGET
 
 namespace pq {
 namespace avx2 {

@@ -20,7 +20,6 @@
 #define PQ_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
 #define PQ_INLINE static inline __attribute__((always_inline)) PQ_TARGET
 #define PQ_FUNCTION static PQ_TARGET
-#define PQ_NOINLINE static __attribute__((noinline)) PQ_TARGET
 
 namespace pq {
 namespace avx512 {

@@ -12,7 +12,6 @@
 #define PQ_TARGET
 #define PQ_INLINE static inline __attribute__((always_inline)) PQ_TARGET
 #define PQ_FUNCTION static PQ_TARGET
-#define PQ_NOINLINE static __attribute__((noinline)) PQ_TARGET
 
 namespace pq {
 namespace generic {

@@ -1,7 +1,6 @@
 // Keys and values into the cache, and causal attention over it. A token attends position by position in parts of kPart, each with a
 // softmax of its own, and the parts are merged in order: the same bits whether one block of threads walks them all or one takes each.
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/sequence.h"
 
 namespace pq::cuda {
 namespace {
@@ -10,6 +9,13 @@ constexpr int kPart = static_cast<int>(kKeyBlock);
 constexpr int kThreads = 256;
 constexpr int kMaxHeadDim = 512;
 constexpr int kMaxGroup = 16;
+
+// The span that holds activation row `row`; spans cover the batch in order.
+__device__ Span span_of(const Span* spans, int64_t count, int64_t row) {
+  int64_t i = 0;
+  while (i + 1 < count && row >= spans[i].row + spans[i].tokens) ++i;
+  return spans[i];
+}
 
 __device__ float cached(const void* plane, KvType type, int64_t index) {
   return type == KvType::f16 ? half_value(static_cast<const uint16_t*>(plane)[index]) : static_cast<const float*>(plane)[index];

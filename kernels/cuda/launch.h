@@ -36,7 +36,6 @@ void launch_unit_tree(float* y, const float* unit_sums, int64_t units, int64_t c
 void launch_causal_conv(const CausalConvArgs& args, const Span* device_spans, cudaStream_t stream);
 void launch_gated_delta(const GatedDeltaArgs& args, const Span* device_spans, cudaStream_t stream);
 void launch_attention_input(const AttentionInputArgs& args, const Span* device_spans, int64_t tokens, cudaStream_t stream);
-// scratch: launch_attention_scratch(args) floats.
 void launch_attention(const AttentionArgs& args, const Span* device_spans, int64_t tokens, cudaStream_t stream);
 void launch_decode(const DecodeArgs& args, const DeviceCodebook& book, cudaStream_t stream);
 

@@ -105,7 +105,7 @@ Model open_model(Session& session, const ModelFlags& flags) {
     model.runtime = runtime_options(flags, model.config);
     model.backend = make_rank_backend(flags.backend, session, flags.memory_bytes, &model.device);
     // Device memory is not host memory: what the host reads, it codes.
-    if (model.backend->name().rfind("cuda", 0) == 0) model.encoder = make_encoder_backend(flags.backend, session);
+    if (model.device != DeviceIdentity{}) model.encoder = make_encoder_backend(flags.backend, session);
     model.source = open_weights(flags.model, tensor_specs(model.config), make_recipe(flags.recipe),
                                 model.encoder ? *model.encoder : *model.backend);
     const int64_t limit =
