@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "comm/communicator.h"
 #include "model/state.h"
 
 namespace pq {
@@ -223,11 +224,11 @@ MemoryPlan plan_memory(const ModelConfig& config, const RuntimeOptions& options,
   plan.delta_state = delta_layers * options.slots * 4 * (layer.delta_s + layer.delta_k + layer.delta_delta + layer.delta_decay);
   plan.conv_state = delta_layers * options.slots * 4 * layer.conv;
   plan.workspace = workspace_size(config, options, ranks).total();
-  // The gathered rows of logits and one whole row stand on rank 0; the reduction receives into a buffer as large as the partial
-  // sums.
+  // The gathered rows of logits and one whole row stand on rank 0; the exchange between ranks has a window of all of them, taken to be
+  // on one node.
   const int64_t logits =
       rank == 0 ? (ranks > 1 ? kLogitRows * local_shape(config, ranks).vocab_rows * ranks : 0) + config.vocab : 0;
-  plan.communication = 4 * (logits + (ranks > 1 ? options.batch * config.hidden : 0));
+  plan.communication = 4 * logits + (ranks > 1 ? ranks * kWindowRankBytes : 0);
   plan.process = kProcessBytes;
   if (memory_limit == 0) {
     plan.largest_context = config.max_position;
