@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "support/demo_model.h"
 #include "support/process.h"
@@ -101,6 +102,13 @@ TEST(Run, ThreadsAndInstructionSetsDoNotChangeTheBits) {
     other.insert(other.end(), words.begin(), words.end());
     EXPECT_EQ(run_json(ranks, test::demo_path(), other)["logits_hash"], alone["logits_hash"]) << words[0] << words[1];
   }
+}
+
+TEST(Run, MoreThreadsThanCpusGetALine) {
+  const std::string threads = std::to_string(std::thread::hardware_concurrency() + 1);
+  const auto result = run_demo(0, {"-p", "a", "-n", "1", "-t", threads});
+  EXPECT_EQ(result.code, 0);
+  EXPECT_THAT(result.err, HasSubstr("pq-run: -t " + threads + " exceeds the "));
 }
 
 TEST(Run, WithoutAGpuCudaIsRefusedAndAutoRunsOnTheCpu) {
