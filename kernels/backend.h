@@ -54,7 +54,7 @@ enum class WeightFormat : int {
   f32,    // data: float
   bf16,   // data: uint16_t
   polar,  // data: packed codes, 16 * bits bytes a block (kernels/polar.h); scales: fp16 norm a block
-  int4,   // data: 64 bytes a group of 128 (byte i: weight i low nibble, weight 64 + i high nibble); scales (and zeros): bf16 a group
+  int4,  // data: 64 bytes a group of 128 (byte i: weight i low nibble, weight 64 + i high nibble); scales (and zeros): bf16 a group
 };
 
 // A matrix W [rows, cols] (or the slice of one that a rank owns), stored as `units` consecutive parts along the inputs:
@@ -166,8 +166,8 @@ struct LinearArgs {
   Matrix w;
 };
 
-// y = silu(gate x) * (up x), silu(t) = t / (1 + exp(-t)), in one pass over the weights. The products are those of LinearArgs, rounded
-// to fp32. y [tokens, gate.rows]; gate and up have one shape and may differ in format.
+// y = silu(gate x) * (up x), silu(t) = t / (1 + exp(-t)), in one pass over the weights. The products are those of LinearArgs,
+// rounded to fp32. y [tokens, gate.rows]; gate and up have one shape and may differ in format.
 struct SwigluArgs {
   float* y;
   Activation x;
@@ -230,8 +230,8 @@ struct GatedDeltaArgs {
   Spans spans;
 };
 
-// y = rms(x) * weight * silu(gate) by rows of `dim` (one head): norm first, gate after. x, gate, y [rows, dim]; weight [dim], plain.
-// y may be x. Sum of squares as in RmsNormArgs.
+// y = rms(x) * weight * silu(gate) by rows of `dim` (one head): norm first, gate after. x, gate, y [rows, dim]; weight [dim],
+// plain. y may be x. Sum of squares as in RmsNormArgs.
 struct GatedRmsNormArgs {
   float* y;
   const float* x;
@@ -242,9 +242,18 @@ struct GatedRmsNormArgs {
   float eps;
 };
 
-enum class KvType : int { f32, f16 };
+enum class KvType : int { f32, f16, q8 };
 
-// One layer's keys and values: [slots][kv_heads][context][head_dim] of `type`; keys normed and rotated.
+// A row of the cache is one head at one position. q8: head_dim int8, then the scales of their groups of kKvGroup, fp16: largest
+// magnitude / 127 rounded to fp16, at most 65504; value = scale * int8, the int8 the nearest to x * (1 / scale), ties to even,
+// within
+// +-127; zeros where the scale is zero. head_dim % kKvGroup == 0.
+inline constexpr int64_t kKvGroup = 32;
+constexpr int64_t kv_row_bytes(KvType type, int64_t head_dim) {
+  return type == KvType::q8 ? head_dim + head_dim / kKvGroup * 2 : head_dim * (type == KvType::f16 ? 2 : 4);
+}
+
+// One layer's keys and values: [slots][kv_heads][context] rows of `type`; keys normed and rotated.
 struct KvCache {
   KvType type = KvType::f16;
   void* k = nullptr;
@@ -255,8 +264,8 @@ struct KvCache {
 };
 
 // From projections to cache: q and k are zero-centred RMS-normed by head (weights q_norm, k_norm [head_dim], 1 + w), rotated on
-// the first rotary_dim dimensions in half-split pairs (i, i + rotary_dim / 2) by angle float(position) * inv_freq[i]; k and raw v go
-// to the cache at their position. q_gate [tokens, heads, 2 * head_dim] (query then gate of each head); k, v [tokens, kv_heads,
+// the first rotary_dim dimensions in half-split pairs (i, i + rotary_dim / 2) by angle float(position) * inv_freq[i]; k and raw v
+// go to the cache at their position. q_gate [tokens, heads, 2 * head_dim] (query then gate of each head); k, v [tokens, kv_heads,
 // head_dim]; inv_freq [rotary_dim / 2]; q [tokens, heads, head_dim] receives the rotated queries. Positions < cache.context.
 struct AttentionInputArgs {
   float* q;
@@ -277,8 +286,8 @@ struct AttentionInputArgs {
 // Query head h reads kv head h * kv_heads / heads. q, y [tokens, heads, head_dim]; q_gate as above. Scores in 16 lanes folded by
 // halves, times head_dim^-1/2. Block b of kKeyBlock positions gives its largest score m_b, the sum l_b of exp(score - m_b) in 16
 // interleaved lanes folded by halves, and o_b = sum of exp(score - m_b) v over positions in order by fma. Blocks in order join the
-// running m, l, o (first -infinity, 0, 0): m' = max(m, m_b), l' = fma(l_b, exp(m_b - m'), l exp(m - m')), o' = fma(o_b, exp(m_b - m'),
-// o exp(m - m')). o is divided by l once at the end, then by 1 + exp(-gate).
+// running m, l, o (first -infinity, 0, 0): m' = max(m, m_b), l' = fma(l_b, exp(m_b - m'), l exp(m - m')), o' = fma(o_b, exp(m_b -
+// m'), o exp(m - m')). o is divided by l once at the end, then by 1 + exp(-gate).
 struct AttentionArgs {
   float* y;
   const float* q;
@@ -294,12 +303,12 @@ struct EncodeError {
   double squared_norm = 0;
 };
 
-// PolarQuant encoder (spec polarquant §1.1) by 128-blocks of w [rows, cols] of type f32, bf16 or f16, cols % 128 == 0. codes: packed, [rows][cols / 128][16 * bits]; norms fp16 [rows][cols / 128], raw L2 convention
-// w = norm * c[code] / sqrt(128) rotated back. scale_search: per block, multipliers of the norm are tried, the gain refitted by least
-// squares, the one with the least squared error kept, the first of equals; without it, codes are the first of the nearest centroids.
-// Sums over a block are taken in 16 interleaved lanes folded by halves: the squares and the error in double, the refit in fp32 fma.
-// Errors are added block by block within a row, then row by row. Throws ErrorKind::input when a weight is not finite or a norm
-// overflows fp16.
+// PolarQuant encoder (spec polarquant §1.1) by 128-blocks of w [rows, cols] of type f32, bf16 or f16, cols % 128 == 0. codes:
+// packed, [rows][cols / 128][16 * bits]; norms fp16 [rows][cols / 128], raw L2 convention w = norm * c[code] / sqrt(128) rotated
+// back. scale_search: per block, multipliers of the norm are tried, the gain refitted by least squares, the one with the least
+// squared error kept, the first of equals; without it, codes are the first of the nearest centroids. Sums over a block are taken in
+// 16 interleaved lanes folded by halves: the squares and the error in double, the refit in fp32 fma. Errors are added block by
+// block within a row, then row by row. Throws ErrorKind::input when a weight is not finite or a norm overflows fp16.
 struct PolarEncodeArgs {
   uint8_t* codes;
   uint16_t* norms;
@@ -313,8 +322,9 @@ struct PolarEncodeArgs {
 };
 
 // INT4 group-128 encoder in the original basis. Symmetric: scale = bf16(max|w| / 7), q = clamp(round(w / scale), -8, 7).
-// Asymmetric (zeros not null): scale = bf16((max - min) / 15), zero = bf16(min + 8 * scale), q = clamp(round((w - zero) / scale + 8), 0, 15).
-// Rounding half to even. Planes as in WeightFormat::int4. w, the sums of the error and what is refused as in PolarEncodeArgs.
+// Asymmetric (zeros not null): scale = bf16((max - min) / 15), zero = bf16(min + 8 * scale), q = clamp(round((w - zero) / scale +
+// 8), 0, 15). Rounding half to even. Planes as in WeightFormat::int4. w, the sums of the error and what is refused as in
+// PolarEncodeArgs.
 struct Int4EncodeArgs {
   uint8_t* codes;
   uint16_t* scales;
@@ -372,8 +382,8 @@ struct BackendOptions {
   bool spin = false;          // threads wait some tens of microseconds for the next operation before they sleep
 };
 
-// device: "cpu", "reference", or "cuda", the first visible device (others: kernels/plugin.h); the last two ignore the options. Throws ErrorKind::usage for other names, ErrorKind::environment
-// when this machine lacks the instruction set or the device.
+// device: "cpu", "reference", or "cuda", the first visible device (others: kernels/plugin.h); the last two ignore the options.
+// Throws ErrorKind::usage for other names, ErrorKind::environment when this machine lacks the instruction set or the device.
 std::unique_ptr<Backend> make_backend(const std::string& device, const BackendOptions& options = {});
 
 }  // namespace pq

@@ -26,6 +26,8 @@ void check_spans(const char* op, const Spans& spans, int64_t context) {
 void check_head_dim(const char* op, const KvCache& cache) {
   demand(cache.head_dim > 0 && cache.head_dim % 16 == 0,
          fmt::format("{}: head_dim {} is not a multiple of 16", op, cache.head_dim));
+  demand(cache.type != KvType::q8 || cache.head_dim % kKvGroup == 0,
+         fmt::format("{}: head_dim {} is not a multiple of {}, as a q8 cache needs", op, cache.head_dim, kKvGroup));
 }
 
 }  // namespace

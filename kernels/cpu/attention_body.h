@@ -4,20 +4,30 @@
 
 // Keys or values of one kv head from the block's first position on, as the inner loops read them.
 struct KvRows {
-  const void* data;
+  const char* data;
+  int64_t stride;  // bytes from row to row
+  int64_t dim;     // of a row; what a q8 row's scales follow
 };
 
+// 16 elements of row p from column i on, i % 16 == 0.
 template <KvType type>
-PQ_INLINE Lanes load_cache(const KvRows& rows, int64_t at) {
+PQ_INLINE Lanes load_cache(const KvRows& rows, int64_t p, int64_t i) {
+  const char* row = rows.data + p * rows.stride;
   if constexpr (type == KvType::f16) {
-    return load_f16(static_cast<const uint16_t*>(rows.data) + at);
+    return load_f16(reinterpret_cast<const uint16_t*>(row) + i);
+  } else if constexpr (type == KvType::q8) {
+    const uint16_t* scales = reinterpret_cast<const uint16_t*>(row + rows.dim);
+    return mul(load_i8(reinterpret_cast<const int8_t*>(row) + i), all_f16(scales + i / kKvGroup));
   } else {
-    return load(static_cast<const float*>(rows.data) + at);
+    return load(reinterpret_cast<const float*>(row) + i);
   }
 }
 
+// A q8 row's scales are few: they are not fetched ahead.
 template <KvType type>
-constexpr int64_t kElementBytes = type == KvType::f16 ? 2 : 4;
+constexpr int64_t kElementBytes = type == KvType::q8    ? 1
+                                  : type == KvType::f16 ? 2
+                                                        : 4;
 
 // What an inner loop fetches into the second cache while it computes: at step i the lines from base + i * stride on.
 struct Ahead {
@@ -43,7 +53,7 @@ PQ_INLINE void store_folds(float* out, const Lanes (&x)[P]) {
 
 // q . k of H heads and P positions.
 template <KvType type, bool fetch, int H, int P>
-PQ_INLINE void score_tile(const KvRows& k, int64_t at, const float* q, int64_t dim, const char* ahead, float* scores) {
+PQ_INLINE void score_tile(const KvRows& k, int64_t first, const float* q, int64_t dim, const char* ahead, float* scores) {
   constexpr int64_t kStep = 16 * P * kElementBytes<type>;
   Lanes sum[H][P];
   for (int h = 0; h < H; ++h) {
@@ -51,7 +61,7 @@ PQ_INLINE void score_tile(const KvRows& k, int64_t at, const float* q, int64_t d
   }
   for (int64_t i = 0; i < dim; i += 16) {
     Lanes key[P];
-    for (int p = 0; p < P; ++p) key[p] = load_cache<type>(k, at + p * dim + i);
+    for (int p = 0; p < P; ++p) key[p] = load_cache<type>(k, first + p, i);
     for (int h = 0; h < H; ++h) {
       const Lanes query = load(q + h * dim + i);
       for (int p = 0; p < P; ++p) sum[h][p] = fma(query, key[p], sum[h][p]);
@@ -64,16 +74,16 @@ PQ_INLINE void score_tile(const KvRows& k, int64_t at, const float* q, int64_t d
 // Positions [first, last) of the block for `heads` <= H heads. ahead: fetched as the keys are read, stride from position to
 // position.
 template <KvType type, bool fetch, int H>
-PQ_FUNCTION __attribute__((noinline)) void score_rows(const KvRows& k, const float* q, int64_t dim, int64_t heads, int64_t first, int64_t last,
-                            const Ahead& ahead, float* scores) {
+PQ_FUNCTION __attribute__((noinline)) void score_rows(const KvRows& k, const float* q, int64_t dim, int64_t heads, int64_t first,
+                                                      int64_t last, const Ahead& ahead, float* scores) {
   if constexpr (H > 1) {
     if (heads < H) return score_rows<type, fetch, H - 1>(k, q, dim, heads, first, last, ahead, scores);
   }
   int64_t p = first;
   for (; p + kTilePositions <= last; p += kTilePositions) {
-    score_tile<type, fetch, H, kTilePositions>(k, p * dim, q, dim, ahead.base + p * ahead.stride, scores + p);
+    score_tile<type, fetch, H, kTilePositions>(k, p, q, dim, ahead.base + p * ahead.stride, scores + p);
   }
-  for (; p < last; ++p) score_tile<type, false, H, 1>(k, p * dim, q, dim, nullptr, scores + p);
+  for (; p < last; ++p) score_tile<type, false, H, 1>(k, p, q, dim, nullptr, scores + p);
 }
 
 // Scores become exp(score - largest); returns the largest, and their sum in `sum`. The row holds a multiple of 16 floats.
@@ -118,9 +128,7 @@ PQ_INLINE void join(float* largest, float* sum, const float* block_largest, cons
 // A panel of values: 16 * C columns of the block's rows.
 struct Panel {
   KvRows rows;
-  int64_t at;      // of the first column in the first row
-  int64_t stride;  // from row to row
-  int64_t column;
+  int64_t at;  // of the first column in a row
   Ahead ahead;
 };
 
@@ -135,7 +143,7 @@ PQ_INLINE void value_tile(const Panel& panel, int64_t positions, const float* we
   }
   for (int64_t p = 0; p < positions; ++p) {
     Lanes value[C];
-    for (int c = 0; c < C; ++c) value[c] = load_cache<type>(panel.rows, panel.at + p * panel.stride + 16 * c);
+    for (int c = 0; c < C; ++c) value[c] = load_cache<type>(panel.rows, p, panel.at + 16 * c);
     for (int h = 0; h < H; ++h) {
       const Lanes weight = all(weights[h * kKeyBlock + p]);
       for (int c = 0; c < C; ++c) sum[h][c] = fma(weight, value[c], sum[h][c]);
@@ -154,8 +162,9 @@ PQ_INLINE void value_tile(const Panel& panel, int64_t positions, const float* we
 }
 
 template <KvType type, bool fetch, int H, int C>
-PQ_FUNCTION __attribute__((noinline)) void value_heads(const Panel& panel, int64_t positions, const float* weights, const float* keep, const float* take,
-                             float* out, int64_t dim, int64_t heads) {
+PQ_FUNCTION __attribute__((noinline)) void value_heads(const Panel& panel, int64_t positions, const float* weights,
+                                                       const float* keep, const float* take, float* out, int64_t dim,
+                                                       int64_t heads) {
   if constexpr (H > 1) {
     if (heads < H) return value_heads<type, fetch, H - 1, C>(panel, positions, weights, keep, take, out, dim, heads);
   }
@@ -192,7 +201,9 @@ constexpr int64_t kPanel = 16 * kTileColumns;
 
 template <KvType type, bool wide, int C>
 PQ_INLINE void value_panel(const AttentionTile& a, const AttentionAreas& areas, const KvRows& v, int64_t column, Ahead ahead) {
-  const Panel panel = wide ? Panel{v, column * kKeyBlock, 16 * C, column, ahead} : Panel{v, column, a.head_dim, column, ahead};
+  constexpr int64_t kWideRow = 16 * C * kElementBytes<KvType::f32>;
+  const Panel panel = wide ? Panel{{v.data + column * kKeyBlock * kElementBytes<KvType::f32>, kWideRow, 16 * C}, 0, ahead}
+                           : Panel{v, column, ahead};
   for (int64_t t = 0; t < a.tokens; ++t) {
     const int64_t positions = seen(a, t);
     if (positions == 0) continue;
@@ -214,7 +225,7 @@ PQ_INLINE void attend(const AttentionTile& a, const AttentionAreas& areas, const
   const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(a.head_dim)));
   const int64_t dim = a.head_dim;
   const int64_t most = seen(a, a.tokens - 1);
-  const Ahead values = {static_cast<const char*>(v.data), dim * kElementBytes<type>};
+  const Ahead values = {v.data, v.stride};
   for (int64_t first = 0; first < most; first += kRows) {
     for (int64_t t = 0; t < a.tokens; ++t) {
       const int64_t last = std::min(first + kRows, seen(a, t));
@@ -237,9 +248,8 @@ PQ_INLINE void attend(const AttentionTile& a, const AttentionAreas& areas, const
   }
   // Without a next block the first keys of this one stand in for it.
   const auto keys = [&](int64_t column, int64_t width) -> Ahead {
-    const char* base = static_cast<const char*>(k.data);
-    if (!a.more) return {base, 0};
-    return {base + kKeyBlock * (dim + column) * kElementBytes<type>, width * kElementBytes<type>};
+    if (!a.more) return {k.data, 0};
+    return {k.data + kKeyBlock * (k.stride + column * kElementBytes<type>), width * kElementBytes<type>};
   };
   int64_t column = 0;
   for (; column + kPanel <= dim; column += kPanel) {
@@ -252,13 +262,13 @@ PQ_INLINE void attend(const AttentionTile& a, const AttentionAreas& areas, const
 template <KvType type>
 PQ_INLINE void widen(const AttentionTile& a, const AttentionAreas& areas, const KvRows& k, const KvRows& v) {
   const int64_t rows = seen(a, a.tokens - 1);
-  for (int64_t i = 0; i < rows * a.head_dim; i += 16) store(areas.keys + i, load_cache<type>(k, i));
   const int64_t whole = a.head_dim / kPanel * kPanel;
   for (int64_t p = 0; p < rows; ++p) {
     for (int64_t column = 0; column < a.head_dim; column += 16) {
+      store(areas.keys + p * a.head_dim + column, load_cache<type>(k, p, column));
       const int64_t panel = column < whole ? column / kPanel * kPanel : column;
       const int64_t width = column < whole ? kPanel : 16;
-      store(areas.values + panel * kKeyBlock + p * width + column - panel, load_cache<type>(v, p * a.head_dim + column));
+      store(areas.values + panel * kKeyBlock + p * width + column - panel, load_cache<type>(v, p, column));
     }
   }
 }
@@ -266,19 +276,25 @@ PQ_INLINE void widen(const AttentionTile& a, const AttentionAreas& areas, const 
 template <KvType type>
 PQ_INLINE void attention_typed(const AttentionTile& a) {
   const AttentionAreas areas(a);
-  const KvRows k{a.k};
-  const KvRows v{a.v};
+  const int64_t stride = kv_row_bytes(type, a.head_dim);
+  const KvRows k{static_cast<const char*>(a.k), stride, a.head_dim};
+  const KvRows v{static_cast<const char*>(a.v), stride, a.head_dim};
   // Two tokens do not pay for writing the block down.
   if (a.tokens <= 2) return attend<type, false>(a, areas, k, v);
   widen<type>(a, areas, k, v);
-  attend<KvType::f32, true>(a, areas, {areas.keys}, {areas.values});
+  const int64_t wide = kv_row_bytes(KvType::f32, a.head_dim);
+  attend<KvType::f32, true>(a, areas, {reinterpret_cast<const char*>(areas.keys), wide, a.head_dim},
+                            {reinterpret_cast<const char*>(areas.values), wide, a.head_dim});
 }
 
 PQ_FUNCTION void attention(const AttentionTile& a) {
-  if (a.type == KvType::f16) {
-    attention_typed<KvType::f16>(a);
-  } else {
-    attention_typed<KvType::f32>(a);
+  switch (a.type) {
+    case KvType::f32:
+      return attention_typed<KvType::f32>(a);
+    case KvType::f16:
+      return attention_typed<KvType::f16>(a);
+    case KvType::q8:
+      return attention_typed<KvType::q8>(a);
   }
 }
 

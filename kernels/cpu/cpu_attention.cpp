@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "kernels/check.h"
 #include "kernels/cpu/cpu_backend_impl.h"
+#include "kernels/kv_row.h"
 
 namespace pq {
 namespace {
@@ -63,6 +64,7 @@ class AttentionRun {
         kernels_(kernels),
         dim_(args.cache.head_dim),
         group_(args.heads / args.cache.kv_heads),
+        row_bytes_(kv_row_bytes(args.cache.type, args.cache.head_dim)),
         work_(attention_work(args)) {}
 
   int64_t count() const { return static_cast<int64_t>(work_.size()); }
@@ -136,7 +138,7 @@ class AttentionRun {
   void tile(const AttentionWork& w, int64_t block, const RunningSoftmax& to, float* scratch) const {
     const KvCache& cache = args_.cache;
     const int64_t first = block * kKeyBlock;
-    const int64_t plane = ((w.slot * cache.kv_heads + w.head) * cache.context + first) * dim_ * (cache.type == KvType::f16 ? 2 : 4);
+    const int64_t plane = ((w.slot * cache.kv_heads + w.head) * cache.context + first) * row_bytes_;
     kernels_.attention({.q = args_.q + (w.row * args_.heads + w.head * group_) * dim_,
                         .q_stride = args_.heads * dim_,
                         .out = to.out,
@@ -158,6 +160,7 @@ class AttentionRun {
   const Kernels& kernels_;
   int64_t dim_;
   int64_t group_;
+  int64_t row_bytes_;
   std::vector<AttentionWork> work_;
 };
 
@@ -186,11 +189,16 @@ void CpuBackend::attention_input_row(const AttentionInputArgs& args, int64_t row
   float* cosine = scratch;
   float* sine = cosine + half;
   float* key = sine + half;
-  const auto put = [&](void* plane, int64_t offset, const float* x) {
-    if (cache.type == KvType::f16) {
-      kernels_.store_halves(static_cast<uint16_t*>(plane) + offset, x, dim);
-    } else {
-      std::copy(x, x + dim, static_cast<float*>(plane) + offset);
+  const auto put = [&](void* plane, int64_t kv_row, const float* x) {
+    void* to = static_cast<char*>(plane) + kv_row * kv_row_bytes(cache.type, dim);
+    switch (cache.type) {
+      case KvType::f32:
+        std::copy(x, x + dim, static_cast<float*>(to));
+        return;
+      case KvType::f16:
+        return kernels_.store_halves(static_cast<uint16_t*>(to), x, dim);
+      case KvType::q8:
+        return store_q8_row(to, x, dim);
     }
   };
   for (int64_t i = 0; i < half; ++i) {
@@ -205,7 +213,7 @@ void CpuBackend::attention_input_row(const AttentionInputArgs& args, int64_t row
   }
   for (int64_t h = 0; h < cache.kv_heads; ++h) {
     const int64_t source = (row * cache.kv_heads + h) * dim;
-    const int64_t target = ((slot * cache.kv_heads + h) * cache.context + position) * dim;
+    const int64_t target = (slot * cache.kv_heads + h) * cache.context + position;
     norm_and_rotate(args, key, args.k + source, args.k_norm, cosine, sine);
     put(cache.k, target, key);
     put(cache.v, target, args.v + source);

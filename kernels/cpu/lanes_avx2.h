@@ -22,6 +22,14 @@ PQ_INLINE Lanes load_strided(const float* p, int64_t stride) {
   for (int64_t l = 0; l < 16; ++l) v[l] = p[l * stride];
   return {_mm256_load_ps(v), _mm256_load_ps(v + 8)};
 }
+PQ_INLINE Lanes load_i8(const int8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+PQ_INLINE Lanes all_f16(const uint16_t* p) {
+  const __m256 value = _mm256_cvtph_ps(_mm_set1_epi16(static_cast<int16_t>(*p)));
+  return {value, value};
+}
 PQ_INLINE Lanes load_f16(const uint16_t* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
           _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};

@@ -19,6 +19,8 @@ constexpr int kTileColumns = 2;
 PQ_INLINE Lanes load(const float* p) { PQ_LANES(p[l]); }
 PQ_INLINE Lanes load_part(const float* p, int64_t count) { PQ_LANES(l < count ? p[l] : 0.0f); }
 PQ_INLINE Lanes load_strided(const float* p, int64_t stride) { PQ_LANES(p[l * stride]); }
+PQ_INLINE Lanes load_i8(const int8_t* p) { PQ_LANES(static_cast<float>(p[l])); }
+PQ_INLINE Lanes all_f16(const uint16_t* p) { PQ_LANES(f16_to_f32(*p)); }
 PQ_INLINE Lanes load_f16(const uint16_t* p) { PQ_LANES(f16_to_f32(p[l])); }
 PQ_INLINE Lanes load_bf16(const uint16_t* p) { PQ_LANES(bf16_to_f32(p[l])); }
 PQ_INLINE void store(float* p, const Lanes& a) {

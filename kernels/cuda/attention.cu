@@ -9,6 +9,7 @@ constexpr int kPart = static_cast<int>(kKeyBlock);
 constexpr int kThreads = 256;
 constexpr int kMaxHeadDim = 512;
 constexpr int kMaxGroup = 16;
+constexpr int kInputWarps = 4;
 
 // The span that holds activation row `row`; spans cover the batch in order.
 __device__ Span span_of(const Span* spans, int64_t count, int64_t row) {
@@ -17,20 +18,35 @@ __device__ Span span_of(const Span* spans, int64_t count, int64_t row) {
   return spans[i];
 }
 
-__device__ float cached(const void* plane, KvType type, int64_t index) {
-  return type == KvType::f16 ? half_value(static_cast<const uint16_t*>(plane)[index]) : static_cast<const float*>(plane)[index];
+__device__ float cached(const char* row, KvType type, int64_t dim, int64_t i) {
+  if (type == KvType::f16) return half_value(reinterpret_cast<const uint16_t*>(row)[i]);
+  if (type == KvType::f32) return reinterpret_cast<const float*>(row)[i];
+  return half_value(reinterpret_cast<const uint16_t*>(row + dim)[i / kKvGroup]) *
+         static_cast<float>(reinterpret_cast<const int8_t*>(row)[i]);
 }
 
-__device__ void store(void* plane, KvType type, int64_t index, float value) {
-  if (type == KvType::f16) {
-    static_cast<uint16_t*>(plane)[index] = __half_as_ushort(__float2half_rn(value));
-  } else {
-    static_cast<float*>(plane)[index] = value;
+// One row of the cache by a warp; x [dim] is visible to all of it.
+__device__ void store_row(char* row, KvType type, int64_t dim, const float* x, int lane) {
+  for (int64_t i = lane; i < dim; i += kKvGroup) {
+    const float value = x[i];
+    if (type == KvType::f16) {
+      reinterpret_cast<uint16_t*>(row)[i] = __half_as_ushort(__float2half_rn(value));
+    } else if (type == KvType::f32) {
+      reinterpret_cast<float*>(row)[i] = value;
+    } else {
+      const __half half = __float2half_rn(fminf(__fdiv_rn(warp_max(fabsf(value)), 127.0f), 65504.0f));
+      const float scale = __half2float(half);
+      const float inverse = scale > 0.0f ? __fdiv_rn(1.0f, scale) : 0.0f;
+      reinterpret_cast<int8_t*>(row)[i] =
+          static_cast<int8_t>(__float2int_rn(fminf(fmaxf(__fmul_rn(value, inverse), -127.0f), 127.0f)));
+      if (lane == 0) reinterpret_cast<uint16_t*>(row + dim)[i / kKvGroup] = __half_as_ushort(half);
+    }
   }
 }
 
 // One head of one token a warp: query heads, then key heads, then value heads.
 __global__ void attention_input_kernel(AttentionInputArgs a, const Span* spans, int64_t tokens) {
+  __shared__ float keys[kInputWarps][kMaxHeadDim];
   const KvCache& cache = a.cache;
   const int64_t heads = a.heads + 2 * cache.kv_heads;
   const int64_t place = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
@@ -40,10 +56,13 @@ __global__ void attention_input_kernel(AttentionInputArgs a, const Span* spans, 
   const Span span = span_of(spans, a.spans.count, row);
   const int64_t position = span.position + row - span.row;
   const int64_t dim = cache.head_dim;
-  const auto slot_index = [&](int64_t kv) { return ((span.slot * cache.kv_heads + kv) * cache.context + position) * dim; };
+  const auto row_of = [&](void* plane, int64_t kv) {
+    return static_cast<char*>(plane) +
+           ((span.slot * cache.kv_heads + kv) * cache.context + position) * kv_row_bytes(cache.type, dim);
+  };
   if (head >= a.heads + cache.kv_heads) {
     const int64_t kv = head - a.heads - cache.kv_heads;
-    for (int64_t i = lane; i < dim; i += 32) store(cache.v, cache.type, slot_index(kv) + i, a.v[(row * cache.kv_heads + kv) * dim + i]);
+    store_row(row_of(cache.v, kv), cache.type, dim, a.v + (row * cache.kv_heads + kv) * dim, lane);
     return;
   }
   const bool query = head < a.heads;
@@ -55,23 +74,20 @@ __global__ void attention_input_kernel(AttentionInputArgs a, const Span* spans, 
   const float root = __fsqrt_rn(__fdiv_rn(warp_sum(sum), static_cast<float>(dim)) + a.eps);
   const auto normed = [&](int64_t i) { return __fdiv_rn(x[i], root) * (1.0f + weight[i]); };
   const int64_t half = a.rotary_dim / 2;
-  const auto put = [&](int64_t i, float value) {
-    if (query) {
-      a.q[(row * a.heads + head) * dim + i] = value;
-    } else {
-      store(cache.k, cache.type, slot_index(kv) + i, value);
-    }
-  };
+  float* out = query ? a.q + (row * a.heads + head) * dim : keys[threadIdx.x / 32];
   for (int64_t i = lane; i < half; i += 32) {
     // The angle is an fp32 product; its functions in double, as on the host.
     double sine, cosine;
     sincos(static_cast<double>(static_cast<float>(position) * a.inv_freq[i]), &sine, &cosine);
     const float low = normed(i), high = normed(i + half);
     const float c = static_cast<float>(cosine), s = static_cast<float>(sine);
-    put(i, low * c - high * s);
-    put(i + half, high * c + low * s);
+    out[i] = low * c - high * s;
+    out[i + half] = high * c + low * s;
   }
-  for (int64_t i = a.rotary_dim + lane; i < dim; i += 32) put(i, normed(i));
+  for (int64_t i = a.rotary_dim + lane; i < dim; i += 32) out[i] = normed(i);
+  if (query) return;
+  __syncwarp();
+  store_row(row_of(cache.k, kv), cache.type, dim, out, lane);
 }
 
 struct Part {
@@ -81,9 +97,10 @@ struct Part {
 
 // One part of the positions of one token for the query heads of one kv head, by a block of threads. scores [group][kPart] and the
 // weighted values out [group][head_dim] in shared memory.
-__device__ void attend_part(const AttentionArgs& a, const float* q, const void* k, const void* v, int64_t first, int count, int group,
+__device__ void attend_part(const AttentionArgs& a, const float* q, const char* k, const char* v, int64_t first, int count, int group,
                             float* scores, float* out, Part* parts) {
   const int64_t dim = a.cache.head_dim;
+  const int64_t row_bytes = kv_row_bytes(a.cache.type, dim);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const float scale = rsqrtf(static_cast<float>(dim));
   for (int p = warp; p < count; p += kThreads / 32) {
@@ -91,7 +108,7 @@ __device__ void attend_part(const AttentionArgs& a, const float* q, const void* 
 #pragma unroll
     for (int h = 0; h < kMaxGroup; ++h) dot[h] = 0.0f;
     for (int64_t i = lane; i < dim; i += 32) {
-      const float key = cached(k, a.cache.type, (first + p) * dim + i);
+      const float key = cached(k + (first + p) * row_bytes, a.cache.type, dim, i);
 #pragma unroll
       for (int h = 0; h < kMaxGroup; ++h) {
         if (h < group) dot[h] = fmaf(q[h * dim + i], key, dot[h]);
@@ -124,7 +141,7 @@ __device__ void attend_part(const AttentionArgs& a, const float* q, const void* 
 #pragma unroll
     for (int h = 0; h < kMaxGroup; ++h) total[h] = 0.0f;
     for (int p = 0; p < count; ++p) {
-      const float value = cached(v, a.cache.type, (first + p) * dim + i);
+      const float value = cached(v + (first + p) * row_bytes, a.cache.type, dim, i);
 #pragma unroll
       for (int h = 0; h < kMaxGroup; ++h) {
         if (h < group) total[h] = fmaf(scores[h * kPart + p], value, total[h]);
@@ -156,7 +173,7 @@ __global__ void attention_kernel(AttentionArgs a, const Span* spans) {
     q[i] = a.q[head * dim + i];
     merged[i] = 0.0f;
   }
-  const int64_t plane = (span.slot * cache.kv_heads + kv) * cache.context * dim * (cache.type == KvType::f16 ? 2 : 4);
+  const int64_t plane = (span.slot * cache.kv_heads + kv) * cache.context * kv_row_bytes(cache.type, dim);
   const char* k = static_cast<const char*>(cache.k) + plane;
   const char* v = static_cast<const char*>(cache.v) + plane;
   float largest[kMaxGroup], sum[kMaxGroup];
@@ -193,8 +210,9 @@ __global__ void attention_kernel(AttentionArgs a, const Span* spans) {
 }  // namespace
 
 void launch_attention_input(const AttentionInputArgs& args, const Span* device_spans, int64_t tokens, cudaStream_t stream) {
+  require(args.cache.head_dim <= kMaxHeadDim, "attention_input: heads above 512");
   const int64_t heads = tokens * (args.heads + 2 * args.cache.kv_heads);
-  attention_input_kernel<<<blocks_for(heads, 4), 128, 0, stream>>>(args, device_spans, tokens);
+  attention_input_kernel<<<blocks_for(heads, kInputWarps), 32 * kInputWarps, 0, stream>>>(args, device_spans, tokens);
   check_launch("attention_input");
 }
 

@@ -2,28 +2,24 @@
 #include <cmath>
 #include <vector>
 
-#include "base/tensor.h"
 #include "kernels/check.h"
+#include "kernels/kv_row.h"
 #include "kernels/reference/reference_backend.h"
 
 namespace pq {
 namespace {
 
-int64_t cache_offset(const KvCache& cache, int64_t slot, int64_t head, int64_t position) {
-  return ((slot * cache.kv_heads + head) * cache.context + position) * cache.head_dim;
+const char* row_of(const KvCache& cache, const void* plane, int64_t slot, int64_t head, int64_t position) {
+  return static_cast<const char*>(plane) +
+         ((slot * cache.kv_heads + head) * cache.context + position) * kv_row_bytes(cache.type, cache.head_dim);
 }
 
-void store(const KvCache& cache, void* plane, int64_t offset, double value) {
-  if (cache.type == KvType::f32) {
-    static_cast<float*>(plane)[offset] = static_cast<float>(value);
-  } else {
-    static_cast<uint16_t*>(plane)[offset] = f32_to_f16(static_cast<float>(value));
+void store(const KvCache& cache, void* row, const std::vector<float>& x) {
+  for (size_t i = 0; i < x.size(); ++i) {
+    if (cache.type == KvType::f32) static_cast<float*>(row)[i] = x[i];
+    if (cache.type == KvType::f16) static_cast<uint16_t*>(row)[i] = f32_to_f16(x[i]);
   }
-}
-
-double load(const KvCache& cache, const void* plane, int64_t offset) {
-  return cache.type == KvType::f32 ? static_cast<const float*>(plane)[offset]
-                                   : f16_to_f32(static_cast<const uint16_t*>(plane)[offset]);
+  if (cache.type == KvType::q8) store_q8_row(row, x.data(), cache.head_dim);
 }
 
 std::vector<double> normed_and_rotated(const AttentionInputArgs& args, const float* x, const float* weight, int64_t position) {
@@ -65,11 +61,9 @@ void ReferenceBackend::attention_input(const AttentionInputArgs& args) {
       for (int64_t h = 0; h < cache.kv_heads; ++h) {
         const int64_t source = (row * cache.kv_heads + h) * dim;
         const std::vector<double> k = normed_and_rotated(args, args.k + source, args.k_norm, position);
-        const int64_t target = cache_offset(cache, span.slot, h, position);
-        for (int64_t i = 0; i < dim; ++i) {
-          store(cache, cache.k, target + i, k[i]);
-          store(cache, cache.v, target + i, args.v[source + i]);
-        }
+        const auto target = [&](void* plane) { return const_cast<char*>(row_of(cache, plane, span.slot, h, position)); };
+        store(cache, target(cache.k), std::vector<float>(k.begin(), k.end()));
+        store(cache, target(cache.v), std::vector<float>(args.v + source, args.v + source + dim));
       }
     }
   }
@@ -87,11 +81,13 @@ void ReferenceBackend::attention(const AttentionArgs& args) {
         const int64_t row = (span.row + t) * args.heads + h;
         const int64_t kv_head = h * cache.kv_heads / args.heads;
         const int64_t positions = span.position + t + 1;
-        const int64_t base = cache_offset(cache, span.slot, kv_head, 0);
+        const auto element = [&](const void* plane, int64_t p, int64_t i) {
+          return static_cast<double>(kv_value(cache.type, row_of(cache, plane, span.slot, kv_head, p), dim, i));
+        };
         weight.assign(static_cast<size_t>(positions), 0.0);
         double largest = -INFINITY;
         for (int64_t p = 0; p < positions; ++p) {
-          for (int64_t i = 0; i < dim; ++i) weight[p] += args.q[row * dim + i] * load(cache, cache.k, base + p * dim + i);
+          for (int64_t i = 0; i < dim; ++i) weight[p] += args.q[row * dim + i] * element(cache.k, p, i);
           weight[p] /= std::sqrt(static_cast<double>(dim));
           largest = std::max(largest, weight[p]);
         }
@@ -99,7 +95,7 @@ void ReferenceBackend::attention(const AttentionArgs& args) {
         for (double& value : weight) sum += value = std::exp(value - largest);
         for (int64_t i = 0; i < dim; ++i) {
           double out = 0.0;
-          for (int64_t p = 0; p < positions; ++p) out += weight[p] * load(cache, cache.v, base + p * dim + i);
+          for (int64_t p = 0; p < positions; ++p) out += weight[p] * element(cache.v, p, i);
           const double gate = args.q_gate[row * 2 * dim + dim + i];
           args.y[row * dim + i] = static_cast<float>(out / sum / (1.0 + std::exp(-gate)));
         }

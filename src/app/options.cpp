@@ -163,9 +163,9 @@ void add_model_flags(CLI::App* app, ModelFlags* flags) {
       ->capture_default_str();
   add_size_flag(app, "--memory", &flags->memory_bytes, "a rank may take, as in 10GB or 10GiB [what is free]");
   add_activations_flag(app, &flags->activations);
-  app->add_option("--kv-type", flags->kv_type, "f16 or f32 [f16; f32 with --activations f32]")
+  app->add_option("--kv-type", flags->kv_type, "f16, q8 or f32 [f16; f32 with --activations f32]")
       ->type_name("TYPE")
-      ->check(CLI::IsMember({"f16", "f32"}));
+      ->check(CLI::IsMember({"f16", "q8", "f32"}));
   add_backend_flags(app, &flags->backend);
   add_recipe_flags(app, &flags->recipe);
   app->option_defaults()->group(kLastGroup);
@@ -229,8 +229,10 @@ ActivationMode activation_mode(const ModelFlags& flags) {
 
 KvType kv_type(const ModelFlags& flags) {
   if (flags.kv_type.empty()) return flags.activations == "f32" ? KvType::f32 : KvType::f16;
-  return flags.kv_type == "f32" ? KvType::f32 : KvType::f16;
+  return flags.kv_type == "f32" ? KvType::f32 : flags.kv_type == "q8" ? KvType::q8 : KvType::f16;
 }
+
+const char* kv_type_name(KvType type) { return type == KvType::f32 ? "f32" : type == KvType::f16 ? "f16" : "q8"; }
 
 std::string bytes_text(int64_t bytes) {
   const char* units[] = {"bytes", "kB", "MB", "GB", "TB"};

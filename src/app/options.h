@@ -43,7 +43,7 @@ struct ModelFlags {
   int64_t parallel = 1;      // sequences held at once
   int64_t memory_bytes = 0;  // a rank; 0: what the node has available
   std::string activations = "int8";
-  std::string kv_type;  // empty: f16, or f32 with --activations f32
+  std::string kv_type;  // f16, q8 or f32; empty: f16, or f32 with --activations f32
   BackendFlags backend;
   RecipeFlags recipe;
 };
@@ -72,6 +72,7 @@ Encoding parse_encoding(const std::string& flag, const std::string& name);
 Recipe make_recipe(const RecipeFlags& flags);
 ActivationMode activation_mode(const ModelFlags& flags);
 KvType kv_type(const ModelFlags& flags);
+const char* kv_type_name(KvType type);
 
 // "8.63 GB", "75 MB", "312 bytes": powers of 1000, three digits.
 std::string bytes_text(int64_t bytes);

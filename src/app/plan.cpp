@@ -113,7 +113,7 @@ Json to_json(const Plan& plan) {
   json["units"] = model_units(plan.config);
   json["context"] = plan.runtime.context;
   json["batch"] = plan.runtime.batch;
-  json["kv_type"] = plan.runtime.kv_type == KvType::f16 ? "f16" : "f32";
+  json["kv_type"] = kv_type_name(plan.runtime.kv_type);
   json["activations"] = plan.runtime.activations == ActivationMode::f32 ? "f32" : "int8";
   json["memory_limit_bytes"] = plan.limit > 0 ? Json(plan.limit) : Json(nullptr);
   json["fits"] = plan.limit > 0 ? Json(plan.fits) : Json(nullptr);
@@ -142,7 +142,7 @@ std::string to_text(const Plan& plan) {
   text += fmt::format("weights   {}; {:.3f} bits per weight of the large matrices\n", plan.weights, plan.bits_per_weight);
   text += fmt::format("ranks     {}, legal are {}\n", ranks, fmt::join(legal_rank_counts(c), ", "));
   text += fmt::format("context   {} positions, {} keys and values, batch {}\n\n", plan.runtime.context,
-                      plan.runtime.kv_type == KvType::f16 ? "f16" : "f32", plan.runtime.batch);
+                      kv_type_name(plan.runtime.kv_type), plan.runtime.batch);
   constexpr int kColumn = 15;
   std::string header = fmt::format("{:<14}", "");
   std::vector<std::string> rows;

@@ -114,7 +114,7 @@ Model synthetic_model(Session& session, const BenchOptions& o) {
     model.config = named_geometry(o.geometry, o.layers, o.vocab);
     model.path = o.geometry;
     model.backend = o.what == "quantize" ? make_encoder_backend(o.model.backend, session)
-                                          : make_rank_backend(o.model.backend, session, o.model.memory_bytes, &model.device);
+                                         : make_rank_backend(o.model.backend, session, o.model.memory_bytes, &model.device);
     const Encoding encoding = parse_encoding("--format", o.model.recipe.format);
     if (o.what == "quantize" && encoding.format != WeightFormat::polar && encoding.format != WeightFormat::int4)
       throw Error(ErrorKind::usage, o.model.recipe.format + " needs no encoder; choose pq2 to pq8, int4 or int4a");

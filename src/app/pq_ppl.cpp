@@ -132,7 +132,7 @@ PerplexityReport make_report(const PplOptions& o, const Protocol& protocol, cons
   for (const TensorSpec& spec : tensor_specs(model.config)) report.model_bytes += model.source->info(spec).bytes;
   report.backend = model.backend->name();
   report.activations = model.runtime.activations == ActivationMode::int8 ? "int8" : "f32";
-  report.kv_type = model.runtime.kv_type == KvType::f16 ? "f16" : "f32";
+  report.kv_type = kv_type_name(model.runtime.kv_type);
   report.ranks = ranks;
   return report;
 }

@@ -217,15 +217,14 @@ MemoryPlan plan_memory(const ModelConfig& config, const RuntimeOptions& options,
   const LayerStateSize layer = layer_state_size(config, options, ranks);
   const int64_t attention_layers = std::count(config.layer_kinds.begin(), config.layer_kinds.end(), LayerKind::attention);
   const int64_t delta_layers = config.layers - attention_layers;
-  const int64_t kv_element = options.kv_type == KvType::f16 ? 2 : 4;
   MemoryPlan plan;
   plan.weights = weight_bytes;
-  plan.kv_cache = attention_layers * options.slots * 2 * layer.kv * kv_element;
+  plan.kv_cache = attention_layers * options.slots * 2 * layer.kv;
   plan.delta_state = delta_layers * options.slots * 4 * (layer.delta_s + layer.delta_k + layer.delta_delta + layer.delta_decay);
   plan.conv_state = delta_layers * options.slots * 4 * layer.conv;
   plan.workspace = workspace_size(config, options, ranks).total();
-  // The gathered rows of logits and one whole row stand on rank 0; the exchange between ranks has a window of all of them, taken to be
-  // on one node.
+  // The gathered rows of logits and one whole row stand on rank 0; the exchange between ranks has a window of all of them, taken to
+  // be on one node.
   const int64_t logits =
       rank == 0 ? (ranks > 1 ? kLogitRows * local_shape(config, ranks).vocab_rows * ranks : 0) + config.vocab : 0;
   plan.communication = 4 * logits + (ranks > 1 ? ranks * kWindowRankBytes : 0);

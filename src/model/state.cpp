@@ -1,7 +1,11 @@
 // Sizes of state.h.
 #include "model/state.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+
+#include "base/error.h"
 
 namespace pq {
 namespace {
@@ -30,6 +34,10 @@ LocalShape local_shape(const ModelConfig& config, int ranks) {
 }
 
 LayerStateSize layer_state_size(const ModelConfig& config, const RuntimeOptions& options, int ranks) {
+  if (options.kv_type == KvType::q8 && config.head_dim % kKvGroup != 0)
+    throw Error(ErrorKind::usage,
+                fmt::format("a q8 cache needs heads of a multiple of {}, this model's have {}; take --kv-type f16", kKvGroup,
+                            config.head_dim));
   const LocalShape s = local_shape(config, ranks);
   LayerStateSize size{};
   size.delta_s = s.value_heads * config.key_dim * config.value_dim;
@@ -37,7 +45,7 @@ LayerStateSize layer_state_size(const ModelConfig& config, const RuntimeOptions&
   size.delta_delta = kDeltaChunk * s.value_width;
   size.delta_decay = kDeltaChunk * s.value_heads;
   size.conv = kConvHistory * s.conv_channels;
-  size.kv = s.kv_heads * options.context * config.head_dim;
+  size.kv = s.kv_heads * options.context * kv_row_bytes(options.kv_type, config.head_dim);
   return size;
 }
 

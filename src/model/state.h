@@ -36,8 +36,9 @@ struct LayerStateSize {
   int64_t delta_delta;
   int64_t delta_decay;
   int64_t conv;
-  int64_t kv;  // keys, and as many values
+  int64_t kv;  // bytes of keys, and as many of values
 };
+// ErrorKind::usage where the model's heads do not fit the type of the cache.
 LayerStateSize layer_state_size(const ModelConfig& config, const RuntimeOptions& options, int ranks);
 
 // Bytes of the scratch areas of a step of options.batch tokens. mixer and mlp overlay each other in `scratch`.

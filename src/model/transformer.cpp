@@ -68,7 +68,6 @@ struct Transformer::Impl {
 
   void allocate_states() {
     const LayerStateSize size = layer_state_size(config, options, comm.size());
-    const int64_t kv_element = options.kv_type == KvType::f16 ? 2 : 4;
     for (const LayerKind kind : config.layer_kinds) {
       LayerState state;
       if (kind == LayerKind::delta) {
@@ -79,8 +78,8 @@ struct Transformer::Impl {
         state.conv = allocate<float>(4 * options.slots * size.conv);
       } else {
         state.kv = {options.kv_type,
-                    allocate<void>(kv_element * options.slots * size.kv),
-                    allocate<void>(kv_element * options.slots * size.kv),
+                    allocate<void>(options.slots * size.kv),
+                    allocate<void>(options.slots * size.kv),
                     shape.kv_heads,
                     options.context,
                     config.head_dim};

@@ -126,6 +126,20 @@ TEST_P(TinyModels, HalfPrecisionCacheStaysNearTheOracle) {
   EXPECT_LT(error, 10 * 10 * 0x1p-11);
 }
 
+// Keys and values in q8 are off by at most half a step, 1/254 of the largest of their group: the same reasoning.
+TEST_P(TinyModels, Q8CacheStaysNearTheOracle) {
+  RunSetup setup{.model = golden_.model, .device = "cpu"};
+  setup.options.kv_type = KvType::q8;
+  if (load_model_config(golden_.model).head_dim % kKvGroup != 0) {
+    EXPECT_THROW(run_steps(setup, oracle_steps(golden_)), Error);
+    return;
+  }
+  const double error = golden_error(golden_, run_steps(setup, oracle_steps(golden_)));
+  RecordProperty("q8", std::to_string(error));
+  EXPECT_GT(error, 2 * kTolerance);
+  EXPECT_LT(error, 10 * 10 / 254.0);
+}
+
 INSTANTIATE_TEST_SUITE_P(Golden, TinyModels, testing::ValuesIn(kTinyModels), case_name);
 
 TEST(DemoModel, GoldenBelongsToTheseWeights) {

@@ -2,6 +2,7 @@
 #include <array>
 #include <numeric>
 
+#include "kernels/kv_row.h"
 #include "tests/kernels/kernel_cases.h"
 
 namespace pq {
@@ -34,40 +35,32 @@ struct Sequence {
   }
 };
 
-// Keys and values of `slots` sequences, full of NaN.
+// Keys and values of `slots` sequences, full of NaN whatever the type.
 struct Cache {
-  std::vector<uint16_t> k16, v16;
-  std::vector<float> k32, v32;
+  std::vector<uint16_t> k, v;
   KvCache view;
 
   Cache(const Geometry& g, KvType type, int64_t context, int64_t slots) {
-    const size_t size = static_cast<size_t>(slots * g.kv_heads * context * g.head_dim);
-    view = {.type = type, .k = nullptr, .v = nullptr, .kv_heads = g.kv_heads, .context = context, .head_dim = g.head_dim};
-    if (type == KvType::f16) {
-      k16.assign(size, 0x7e00);
-      v16.assign(size, 0x7e00);
-      view.k = k16.data();
-      view.v = v16.data();
-    } else {
-      k32.assign(size, NAN);
-      v32.assign(size, NAN);
-      view.k = k32.data();
-      view.v = v32.data();
+    const size_t bytes = static_cast<size_t>(slots * g.kv_heads * context * kv_row_bytes(type, g.head_dim));
+    k.assign(bytes / 2, 0x7fc0);
+    v.assign(bytes / 2, 0x7fc0);
+    view = {.type = type, .k = k.data(), .v = v.data(), .kv_heads = g.kv_heads, .context = context, .head_dim = g.head_dim};
+  }
+  std::vector<float> keys() const { return values_of(k); }
+  std::vector<float> values() const { return values_of(v); }
+
+ private:
+  std::vector<float> values_of(const std::vector<uint16_t>& plane) const {
+    const size_t row_size = static_cast<size_t>(kv_row_bytes(view.type, view.head_dim) / 2);
+    std::vector<float> out;
+    for (size_t row = 0; row < plane.size(); row += row_size) {
+      for (int64_t i = 0; i < view.head_dim; ++i) out.push_back(kv_value(view.type, plane.data() + row, view.head_dim, i));
     }
-  }
-  std::vector<float> keys() const {
-    if (view.type == KvType::f32) return k32;
-    std::vector<float> out;
-    for (uint16_t bits : k16) out.push_back(f16_to_f32(bits));
-    return out;
-  }
-  std::vector<float> values() const {
-    if (view.type == KvType::f32) return v32;
-    std::vector<float> out;
-    for (uint16_t bits : v16) out.push_back(f16_to_f32(bits));
     return out;
   }
 };
+
+bool fits(const Geometry& g, KvType type) { return type != KvType::q8 || g.head_dim % kKvGroup == 0; }
 
 struct Output {
   std::vector<float> q;
@@ -115,15 +108,16 @@ using AttentionTest = IsaTest;
 
 TEST_P(AttentionTest, InputAgreesWithTheReference) {
   for (const Geometry& g : kGeometries) {
-    for (KvType type : {KvType::f32, KvType::f16}) {
+    for (KvType type : {KvType::f32, KvType::f16, KvType::q8}) {
+      if (!fits(g, type)) continue;
       const Sequence s(g, 19, 7);
       Cache cache(g, type, 24, 1), generic_cache(g, type, 24, 1), reference_cache(g, type, 24, 1);
       const Output out = run(*backend_, s, &cache, {19});
       const Output expected = run(*reference_, s, &reference_cache, {19});
       EXPECT_TRUE(same_bits(out.q, run(*generic_, s, &generic_cache, {19}).q));
-      EXPECT_EQ(cache.k16, generic_cache.k16);
-      EXPECT_EQ(cache.v16, generic_cache.v16);
-      EXPECT_EQ(cache.v16, reference_cache.v16);
+      EXPECT_EQ(cache.k, generic_cache.k);
+      EXPECT_EQ(cache.v, generic_cache.v);
+      EXPECT_EQ(cache.v, reference_cache.v);
       // |x| / rms <= sqrt(head_dim), weights below 1 + 4 * 0.3; a rotated value has two such terms. Roundings: the norm as in
       // RmsNorm, cosine, two products and a sum.
       const double dim = static_cast<double>(g.head_dim);
@@ -137,9 +131,15 @@ TEST_P(AttentionTest, InputAgreesWithTheReference) {
         return bound;
       };
       EXPECT_TRUE(within(out.q, expected.q, bound_of(expected.q, s.q_norm, 0.0)));
-      // Rows beyond the sequence stay untouched: NaN there, so compare row by row. A half has 11 bits: one unit may differ.
+      // Rows beyond the sequence stay untouched: NaN there, so compare row by row. A half has 11 bits: one unit may differ; so may
+      // one of a q8 group, which is 1/127 of its largest value, rounded up or down by a half's 2^-11 for each side.
       const std::vector<float> keys = cache.keys(), reference_keys = reference_cache.keys();
-      const std::vector<double> bound = bound_of(reference_keys, s.k_norm, type == KvType::f16 ? 0x1p-10 : 0.0);
+      std::vector<double> bound = bound_of(reference_keys, s.k_norm, type == KvType::f16 ? 0x1p-10 : 0.0);
+      if (type == KvType::q8) {
+        double largest = 0.0;
+        for (float key : reference_keys) largest = std::isnan(key) ? largest : std::max<double>(largest, std::abs(key));
+        for (double& b : bound) b += largest * (1 + 0x1p-10) / 127 + largest * 0x1p-10;
+      }
       const std::vector<float> values = cache.values(), reference_values = reference_cache.values();
       for (int64_t h = 0; h < g.kv_heads; ++h) {
         for (int64_t p = 0; p < 24; ++p) {
@@ -208,10 +208,13 @@ void expect_attention_of_the_reference(Backend& backend, Backend& generic, Backe
 }
 
 TEST_P(AttentionTest, AttentionAgreesWithTheReference) {
-  for (KvType type : {KvType::f32, KvType::f16}) {
-    for (const Geometry& g : kGeometries) expect_attention_of_the_reference(*backend_, *generic_, *reference_, g, type, 37);
+  for (KvType type : {KvType::f32, KvType::f16, KvType::q8}) {
+    for (const Geometry& g : kGeometries) {
+      if (fits(g, type)) expect_attention_of_the_reference(*backend_, *generic_, *reference_, g, type, 37);
+    }
     // Every key block boundary that counts: three blocks, the last one short.
     for (const Geometry& g : {Geometry{4, 2, 48, 12}, Geometry{7, 1, 64, 16}, Geometry{8, 1, 16, 4}}) {
+      if (!fits(g, type)) continue;
       expect_attention_of_the_reference(*backend_, *generic_, *reference_, g, type, 2 * kKeyBlock + 21);
     }
   }
@@ -232,12 +235,14 @@ void expect_the_same_bits_for_any_cutting(Backend& backend, const Geometry& g, K
 }
 
 TEST_P(AttentionTest, AnyCuttingGivesTheSameBits) {
-  for (KvType type : {KvType::f32, KvType::f16}) {
+  for (KvType type : {KvType::f32, KvType::f16, KvType::q8}) {
     for (const Geometry& g : kGeometries) {
+      if (!fits(g, type)) continue;
       expect_the_same_bits_for_any_cutting(
           *backend_, g, type, {std::vector<int64_t>(35, 1), {16, 16, 3}, {1, 2, 3, 4, 5, 6, 7, 7}, {34, 1}, {0, 20, 0, 15}});
     }
     for (const Geometry& g : {Geometry{4, 2, 48, 12}, Geometry{7, 1, 64, 16}}) {
+      if (!fits(g, type)) continue;
       expect_the_same_bits_for_any_cutting(
           *backend_, g, type, {std::vector<int64_t>(277, 1), {127, 1, 1, 148}, {128, 128, 21}, {250, 2, 3, 22}, {276, 1}});
     }
@@ -256,8 +261,8 @@ TEST_P(AttentionTest, AnyNumberOfThreadsGivesTheSameBits) {
       const std::unique_ptr<Backend> threaded = make_cpu_backend(GetParam(), {.threads = threads});
       Cache other(g, KvType::f16, 441, 1);
       const Output out = run(*threaded, s, &other, pieces);
-      EXPECT_EQ(other.k16, cache.k16) << threads;
-      EXPECT_EQ(other.v16, cache.v16) << threads;
+      EXPECT_EQ(other.k, cache.k) << threads;
+      EXPECT_EQ(other.v, cache.v) << threads;
       EXPECT_TRUE(same_bits(out.q, expected.q)) << threads;
       EXPECT_TRUE(same_bits(out.y, expected.y)) << threads;
     }

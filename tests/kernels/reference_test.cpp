@@ -106,10 +106,11 @@ TEST_P(PencilTest, Prepare) {
   std::vector<float> rotated(x.size());
   std::vector<int8_t> codes(x.size(), 99);
   std::vector<float> scales(3);
-  PrepareArgs args{.x = x.data(),
-                   .tokens = 1,
-                   .dim = 3 * kBlock,
-                   .prepared = {.mode = ActivationMode::f32, .rotated = rotated.data(), .codes = codes.data(), .scales = scales.data()}};
+  PrepareArgs args{
+      .x = x.data(),
+      .tokens = 1,
+      .dim = 3 * kBlock,
+      .prepared = {.mode = ActivationMode::f32, .rotated = rotated.data(), .codes = codes.data(), .scales = scales.data()}};
   backend_->prepare(args);
   args.prepared.mode = ActivationMode::int8;
   backend_->prepare(args);
@@ -139,10 +140,11 @@ TEST_P(PencilTest, PrepareRoundsToNearest) {
     std::vector<int8_t> codes(kBlock);
     float scale = 0.0f;
     for (int64_t i = 0; i < kBlock; ++i) x[i] = 127.0f + (i % 2 ? -value : value);
-    backend_->prepare({.x = x.data(),
-                       .tokens = 1,
-                       .dim = kBlock,
-                       .prepared = {.mode = ActivationMode::int8, .rotated = rotated.data(), .codes = codes.data(), .scales = &scale}});
+    backend_->prepare(
+        {.x = x.data(),
+         .tokens = 1,
+         .dim = kBlock,
+         .prepared = {.mode = ActivationMode::int8, .rotated = rotated.data(), .codes = codes.data(), .scales = &scale}});
     EXPECT_NEAR(scale, 11.3137085f, 1e-5f);
     EXPECT_EQ(codes[0], 127);
     EXPECT_EQ(codes[1], code) << value;
@@ -388,6 +390,46 @@ TEST_P(PencilTest, AttentionInput) {
     EXPECT_EQ(keys[32 + i], -7.0f);
     EXPECT_EQ(values[48 + i], -7.0f);
   }
+}
+
+TEST_P(PencilTest, Q8CacheRoundsToTheNearestStep) {
+  // The largest value of a group of 32 is 127, so a step is 1; 2 and a half lies between two and goes to the even one. The second
+  // group is all zeros, and so is its scale. One position has all the weight; gate 0 halves it.
+  constexpr int64_t kDim = 64;
+  std::vector<float> q(kDim), y(kDim), q_gate(2 * kDim, 0.0f), k(kDim, 1.0f), v(kDim, 0.0f), ones(kDim, 0.0f);
+  q_gate[0] = 1.0f;
+  v[0] = 127.0f, v[1] = 2.5f, v[2] = -3.5f, v[3] = 0.4f, v[31] = -126.75f;
+  std::vector<uint16_t> keys(kv_row_bytes(KvType::q8, kDim) / 2), values(keys.size());
+  ASSERT_EQ(keys.size(), 34u);
+  const float inv_freq = 0.0f;
+  const Span span{.row = 0, .tokens = 1, .position = 0, .slot = 0};
+  const KvCache cache{.type = KvType::q8, .k = keys.data(), .v = values.data(), .kv_heads = 1, .context = 1, .head_dim = kDim};
+  backend_->attention_input({.q = q.data(),
+                             .q_gate = q_gate.data(),
+                             .k = k.data(),
+                             .v = v.data(),
+                             .q_norm = ones.data(),
+                             .k_norm = ones.data(),
+                             .inv_freq = &inv_freq,
+                             .heads = 1,
+                             .rotary_dim = 2,
+                             .eps = 0.0f,
+                             .cache = cache,
+                             .spans = {&span, 1}});
+  const int8_t* ints = reinterpret_cast<const int8_t*>(values.data());
+  EXPECT_EQ(ints[0], 127);
+  EXPECT_EQ(ints[1], 2);
+  EXPECT_EQ(ints[2], -4);
+  EXPECT_EQ(ints[3], 0);
+  EXPECT_EQ(ints[31], -127);
+  EXPECT_EQ(values[32], 0x3c00);
+  EXPECT_EQ(values[33], 0);
+  backend_->attention({.y = y.data(), .q = q.data(), .q_gate = q_gate.data(), .heads = 1, .cache = cache, .spans = {&span, 1}});
+  EXPECT_EQ(y[0], 63.5f);
+  EXPECT_EQ(y[1], 1.0f);
+  EXPECT_EQ(y[2], -2.0f);
+  EXPECT_EQ(y[31], -63.5f);
+  EXPECT_EQ(y[40], 0.0f);
 }
 
 TEST_P(PencilTest, Attention) {

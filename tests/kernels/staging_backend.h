@@ -196,7 +196,10 @@ class StagingBackend : public Backend {
       return device;
     }
     Prepared prepared(const Prepared& p, int64_t count) {
-      return {.mode = p.mode, .rotated = both(p.rotated, count), .codes = both(p.codes, count), .scales = both(p.scales, count / kBlock)};
+      return {.mode = p.mode,
+              .rotated = both(p.rotated, count),
+              .codes = both(p.codes, count),
+              .scales = both(p.scales, count / kBlock)};
     }
     Activation activation(const Activation& x) {
       Activation a = x;
@@ -215,7 +218,7 @@ class StagingBackend : public Backend {
     }
     KvCache cache(const KvCache& c, int64_t slots) {
       KvCache a = c;
-      const int64_t bytes = slots * c.kv_heads * c.context * c.head_dim * (c.type == KvType::f16 ? 2 : 4);
+      const int64_t bytes = slots * c.kv_heads * c.context * kv_row_bytes(c.type, c.head_dim);
       a.k = both(static_cast<uint8_t*>(c.k), bytes);
       a.v = both(static_cast<uint8_t*>(c.v), bytes);
       return a;

@@ -161,6 +161,29 @@ TEST(MemoryPlanOf27B, OneRankDoesNotFit) {
   EXPECT_EQ(plan.largest_context, 0);
 }
 
+// A row of 256 values is 256 int8 and 8 fp16 scales.
+TEST(MemoryPlanOf27B, EightBitCache) {
+  const ModelConfig config = published("27b");
+  RuntimeOptions options;
+  options.context = 8192;
+  options.kv_type = KvType::q8;
+  EXPECT_EQ(plan_memory(config, options, 0, 2, 0, 0).kv_cache, 16 * 2 * 2 * (256 + 8 * 2) * int64_t{8192});
+}
+
+TEST(Partition, EightBitCacheNeedsHeadsOfWholeGroups) {
+  ModelConfig config = published("27b");
+  config.head_dim = 80;
+  RuntimeOptions options;
+  options.kv_type = KvType::q8;
+  try {
+    layer_state_size(config, options, 2);
+    ADD_FAILURE() << "heads of 80 accepted";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.kind(), ErrorKind::usage);
+    EXPECT_NE(std::string(e.what()).find("a multiple of 32, this model's have 80; take --kv-type f16"), std::string::npos) << e.what();
+  }
+}
+
 TEST(StepMessage, RoundTripAndMalformed) {
   Step step;
   step.tokens = {5, 6, 7};
