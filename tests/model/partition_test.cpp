@@ -8,6 +8,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "model/state.h"
 #include "model/transformer.h"
 
 namespace pq {
@@ -180,7 +181,8 @@ TEST(Partition, EightBitCacheNeedsHeadsOfWholeGroups) {
     ADD_FAILURE() << "heads of 80 accepted";
   } catch (const Error& e) {
     EXPECT_EQ(e.kind(), ErrorKind::usage);
-    EXPECT_NE(std::string(e.what()).find("a multiple of 32, this model's have 80; take --kv-type f16"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("a multiple of 32, this model's have 80; take --kv-type f16"), std::string::npos)
+        << e.what();
   }
 }
 
