@@ -1,5 +1,8 @@
 // Keys and values into the cache, and causal attention over it. A token attends position by position in parts of kPart, each with a
-// softmax of its own, and the parts are merged in order: the same bits whether one block of threads walks them all or one takes each.
+// softmax of its own, and the parts are merged in order: the same bits whether one block of threads walks them all or one takes
+// each.
+#include <cmath>
+
 #include "kernels/cuda/launch.h"
 
 namespace pq::cuda {
@@ -11,10 +14,10 @@ constexpr int kMaxHeadDim = 512;
 constexpr int kMaxGroup = 16;
 constexpr int kInputWarps = 4;
 
-// The span that holds activation row `row`; spans cover the batch in order.
+// The span that holds activation row `row`; spans cover the batch, in any order.
 __device__ Span span_of(const Span* spans, int64_t count, int64_t row) {
   int64_t i = 0;
-  while (i + 1 < count && row >= spans[i].row + spans[i].tokens) ++i;
+  while (i + 1 < count && (row < spans[i].row || row >= spans[i].row + spans[i].tokens)) ++i;
   return spans[i];
 }
 
@@ -69,9 +72,7 @@ __global__ void attention_input_kernel(AttentionInputArgs a, const Span* spans, 
   const int64_t kv = head - a.heads;
   const float* x = query ? a.q_gate + (row * a.heads + head) * 2 * dim : a.k + (row * cache.kv_heads + kv) * dim;
   const float* weight = query ? a.q_norm : a.k_norm;
-  float sum = 0.0f;
-  for (int64_t i = lane; i < dim; i += 32) sum = fmaf(x[i], x[i], sum);
-  const float root = __fsqrt_rn(__fdiv_rn(warp_sum(sum), static_cast<float>(dim)) + a.eps);
+  const float root = __fsqrt_rn(__fdiv_rn(dot_lanes(x, x, dim), static_cast<float>(dim)) + a.eps);
   const auto normed = [&](int64_t i) { return __fdiv_rn(x[i], root) * (1.0f + weight[i]); };
   const int64_t half = a.rotary_dim / 2;
   float* out = query ? a.q + (row * a.heads + head) * dim : keys[threadIdx.x / 32];
@@ -97,17 +98,18 @@ struct Part {
 
 // One part of the positions of one token for the query heads of one kv head, by a block of threads. scores [group][kPart] and the
 // weighted values out [group][head_dim] in shared memory.
-__device__ void attend_part(const AttentionArgs& a, const float* q, const char* k, const char* v, int64_t first, int count, int group,
-                            float* scores, float* out, Part* parts) {
+__device__ void attend_part(const AttentionArgs& a, const float* q, const char* k, const char* v, int64_t first, int count,
+                            int group, float scale, float* scores, float* out, Part* parts) {
   const int64_t dim = a.cache.head_dim;
   const int64_t row_bytes = kv_row_bytes(a.cache.type, dim);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const float scale = rsqrtf(static_cast<float>(dim));
-  for (int p = warp; p < count; p += kThreads / 32) {
+  // Half a warp a position: the sixteen lanes of the contract.
+  for (int first_p = 2 * warp; first_p < count; first_p += kThreads / 16) {
+    const int p = min(first_p + lane / 16, count - 1);
     float dot[kMaxGroup];
 #pragma unroll
     for (int h = 0; h < kMaxGroup; ++h) dot[h] = 0.0f;
-    for (int64_t i = lane; i < dim; i += 32) {
+    for (int64_t i = lane % 16; i < dim; i += 16) {
       const float key = cached(k + (first + p) * row_bytes, a.cache.type, dim, i);
 #pragma unroll
       for (int h = 0; h < kMaxGroup; ++h) {
@@ -117,8 +119,8 @@ __device__ void attend_part(const AttentionArgs& a, const float* q, const char* 
 #pragma unroll
     for (int h = 0; h < kMaxGroup; ++h) {
       if (h >= group) break;
-      const float total = warp_sum(dot[h]) * scale;
-      if (lane == 0) scores[h * kPart + p] = total;
+      const float total = fold_lanes(dot[h]) * scale;
+      if (lane % 16 == 0) scores[h * kPart + p] = total;
     }
   }
   __syncthreads();
@@ -126,13 +128,12 @@ __device__ void attend_part(const AttentionArgs& a, const float* q, const char* 
     float largest = -INFINITY;
     for (int p = lane; p < count; p += 32) largest = fmaxf(largest, scores[h * kPart + p]);
     largest = warp_max(largest);
+    // Both halves of the warp take the sum, each its half of the exponentials: the lanes of the contract are sixteen.
     float sum = 0.0f;
-    for (int p = lane; p < count; p += 32) {
-      const float e = expf(scores[h * kPart + p] - largest);
-      scores[h * kPart + p] = e;
-      sum += e;
-    }
-    sum = warp_sum(sum);
+    for (int p = lane; p < count; p += 32) scores[h * kPart + p] = exp_as_host(scores[h * kPart + p] - largest);
+    __syncwarp();
+    for (int p = lane % 16; p < count; p += 16) sum += scores[h * kPart + p];
+    sum = fold_lanes(sum);
     if (lane == 0) parts[h] = {largest, sum};
   }
   __syncthreads();
@@ -155,8 +156,8 @@ __device__ void attend_part(const AttentionArgs& a, const float* q, const char* 
 }
 
 // One token and kv head a block. A thread keeps the running values of its elements of every head.
-__global__ void attention_kernel(AttentionArgs a, const Span* spans) {
-  extern __shared__ float shared[];
+__global__ void attention_kernel(AttentionArgs a, const Span* spans, float scale) {
+  float* shared = dynamic_shared<float>();
   __shared__ Part parts[kMaxGroup];
   const KvCache& cache = a.cache;
   const int64_t dim = cache.head_dim;
@@ -164,9 +165,9 @@ __global__ void attention_kernel(AttentionArgs a, const Span* spans) {
   const int64_t row = blockIdx.x, kv = blockIdx.y;
   const Span span = span_of(spans, a.spans.count, row);
   const int64_t positions = span.position + row - span.row + 1;
-  float* q = shared;                   // [group][dim]
-  float* out = q + group * dim;        // [group][dim], of the part at hand
-  float* merged = out + group * dim;   // [group][dim]
+  float* q = shared;                  // [group][dim]
+  float* out = q + group * dim;       // [group][dim], of the part at hand
+  float* merged = out + group * dim;  // [group][dim]
   float* scores = merged + group * dim;
   const int64_t head = row * a.heads + kv * group;
   for (int64_t i = threadIdx.x; i < group * dim; i += kThreads) {
@@ -184,16 +185,17 @@ __global__ void attention_kernel(AttentionArgs a, const Span* spans) {
   }
   for (int64_t first = 0; first < positions; first += kPart) {
     __syncthreads();
-    attend_part(a, q, k, v, first, static_cast<int>(min(static_cast<int64_t>(kPart), positions - first)), group, scores, out, parts);
+    attend_part(a, q, k, v, first, static_cast<int>(min(static_cast<int64_t>(kPart), positions - first)), group, scale, scores, out,
+                parts);
     __syncthreads();
 #pragma unroll
     for (int h = 0; h < kMaxGroup; ++h) {
       if (h >= group) break;
       const float now = fmaxf(largest[h], parts[h].largest);
-      const float keep = expf(largest[h] - now), take = expf(parts[h].largest - now);
-      sum[h] = fmaf(sum[h], keep, parts[h].sum * take);
+      const float keep = exp_as_host(largest[h] - now), take = exp_as_host(parts[h].largest - now);
+      sum[h] = fmaf(parts[h].sum, take, sum[h] * keep);
       for (int64_t i = threadIdx.x; i < dim; i += kThreads)
-        merged[h * dim + i] = fmaf(merged[h * dim + i], keep, out[h * dim + i] * take);
+        merged[h * dim + i] = fmaf(out[h * dim + i] + 0.0f, take, merged[h * dim + i] * keep);
       largest[h] = now;
     }
   }
@@ -202,7 +204,7 @@ __global__ void attention_kernel(AttentionArgs a, const Span* spans) {
     if (h >= group) break;
     for (int64_t i = threadIdx.x; i < dim; i += kThreads) {
       const float gate = a.q_gate[(head + h) * 2 * dim + dim + i];
-      a.y[(head + h) * dim + i] = __fdiv_rn(__fdiv_rn(merged[h * dim + i], sum[h]), 1.0f + expf(-gate));
+      a.y[(head + h) * dim + i] = __fdiv_rn(__fdiv_rn(merged[h * dim + i], sum[h]), one_plus_exp_minus(gate));
     }
   }
 }
@@ -212,8 +214,8 @@ __global__ void attention_kernel(AttentionArgs a, const Span* spans) {
 void launch_attention_input(const AttentionInputArgs& args, const Span* device_spans, int64_t tokens, cudaStream_t stream) {
   require(args.cache.head_dim <= kMaxHeadDim, "attention_input: heads above 512");
   const int64_t heads = tokens * (args.heads + 2 * args.cache.kv_heads);
-  attention_input_kernel<<<blocks_for(heads, kInputWarps), 32 * kInputWarps, 0, stream>>>(args, device_spans, tokens);
-  check_launch("attention_input");
+  launch("attention_input", attention_input_kernel, blocks_for(heads, kInputWarps), 32 * kInputWarps, 0, stream, args, device_spans,
+         tokens);
 }
 
 void launch_attention(const AttentionArgs& args, const Span* device_spans, int64_t tokens, cudaStream_t stream) {
@@ -223,8 +225,8 @@ void launch_attention(const AttentionArgs& args, const Span* device_spans, int64
   check(cudaFuncSetAttribute(attention_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
         "shared memory of attention");
   const dim3 grid(static_cast<unsigned>(tokens), static_cast<unsigned>(args.cache.kv_heads));
-  attention_kernel<<<grid, kThreads, shared, stream>>>(args, device_spans);
-  check_launch("attention");
+  launch("attention", attention_kernel, grid, kThreads, shared, stream, args, device_spans,
+         static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim))));
 }
 
 }  // namespace pq::cuda

@@ -1,9 +1,9 @@
 // Memory, staging and the operations of cuda_backend.h.
-#include "kernels/cuda/cuda_backend.h"
-
+#include <algorithm>
 #include <cstring>
 
 #include "kernels/check.h"
+#include "kernels/cuda/cuda_backend.h"
 
 namespace pq::cuda {
 namespace {
@@ -14,6 +14,23 @@ int64_t tokens_of(const Spans& spans) {
   int64_t tokens = 0;
   for (int64_t i = 0; i < spans.count; ++i) tokens += spans.data[i].tokens;
   return tokens;
+}
+
+// The spans that hold tokens, cut so that no slot occurs twice in a round: spans of a launch run side by side, and the state that
+// one leaves is what the next of its slot begins with.
+std::vector<std::vector<Span>> rounds_of(const Spans& spans) {
+  std::vector<std::vector<Span>> rounds;
+  for (int64_t i = 0; i < spans.count; ++i) {
+    const Span& span = spans.data[i];
+    if (span.tokens == 0) continue;
+    size_t round = 0;
+    for (size_t r = 0; r < rounds.size(); ++r) {
+      if (std::any_of(rounds[r].begin(), rounds[r].end(), [&](const Span& s) { return s.slot == span.slot; })) round = r + 1;
+    }
+    if (round == rounds.size()) rounds.emplace_back();
+    rounds[round].push_back(span);
+  }
+  return rounds;
 }
 
 std::string gigabytes(int64_t bytes) {
@@ -28,9 +45,9 @@ CudaBackend::CudaBackend(int device, int64_t memory_limit) : device_(device), le
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
   if (properties.major < 8) {
-    throw Error(ErrorKind::environment, "device " + std::to_string(device) + " (" + properties.name + ") is of compute capability " +
-                                            std::to_string(properties.major) + "." + std::to_string(properties.minor) +
-                                            "; pq needs 8.0; run with --device cpu");
+    throw Error(ErrorKind::environment, "device " + std::to_string(device) + " (" + properties.name +
+                                            ") is of compute capability " + std::to_string(properties.major) + "." +
+                                            std::to_string(properties.minor) + "; pq needs 8.0; run with --device cpu");
   }
   name_ = std::string("cuda (") + properties.name + ")";
   ledger_->limit = memory_limit;
@@ -120,7 +137,7 @@ const DeviceCodebook& CudaBackend::device_codebook(const Codebook* book) {
   static const DeviceCodebook kNone;
   if (book == nullptr) return kNone;
   const auto found = codebooks_.find(book);
-  if (found != codebooks_.end()) return found->second;
+  if (found != codebooks_.end() && found->second.centroids == book->centroids) return found->second.device;
   const int64_t count = static_cast<int64_t>(book->centroids.size()), half = count / 2;
   std::vector<int16_t> values(static_cast<size_t>(count));
   std::vector<int8_t> magnitudes(16);
@@ -141,7 +158,7 @@ const DeviceCodebook& CudaBackend::device_codebook(const Codebook* book) {
   device.magnitudes = static_cast<const int8_t*>(put(magnitudes.data(), 16));
   device.bits = book->bits;
   device.int_step = book->int_step;
-  return codebooks_.emplace(book, device).first->second;
+  return codebooks_.insert_or_assign(book, Table{book->centroids, device}).first->second.device;
 }
 
 void CudaBackend::embed(const EmbedArgs& args) {
@@ -195,12 +212,20 @@ void CudaBackend::gated_rms_norm(const GatedRmsNormArgs& args) {
 }
 
 void CudaBackend::causal_conv(const CausalConvArgs& args) {
-  if (tokens_of(args.spans) > 0) launch_causal_conv(args, stage(args.spans.data, args.spans.count), stream_);
+  CausalConvArgs round = args;
+  for (const std::vector<Span>& spans : rounds_of(args.spans)) {
+    round.spans = {spans.data(), static_cast<int64_t>(spans.size())};
+    launch_causal_conv(round, stage(round.spans.data, round.spans.count), stream_);
+  }
 }
 
 void CudaBackend::gated_delta(const GatedDeltaArgs& args) {
   check_gated_delta(args);
-  if (tokens_of(args.spans) > 0) launch_gated_delta(args, stage(args.spans.data, args.spans.count), stream_);
+  GatedDeltaArgs round = args;
+  for (const std::vector<Span>& spans : rounds_of(args.spans)) {
+    round.spans = {spans.data(), static_cast<int64_t>(spans.size())};
+    launch_gated_delta(round, stage(round.spans.data, round.spans.count), stream_);
+  }
 }
 
 void CudaBackend::attention_input(const AttentionInputArgs& args) {
@@ -220,7 +245,11 @@ void CudaBackend::decode(const DecodeArgs& args) {
   if (args.matrix.rows > 0) launch_decode(args, device_codebook(args.matrix.codebook), stream_);
 }
 
-void CudaBackend::polar_encode(const PolarEncodeArgs&) { throw Error(ErrorKind::internal, "weights are coded on the host, not by cuda"); }
-void CudaBackend::int4_encode(const Int4EncodeArgs&) { throw Error(ErrorKind::internal, "weights are coded on the host, not by cuda"); }
+void CudaBackend::polar_encode(const PolarEncodeArgs&) {
+  throw Error(ErrorKind::internal, "weights are coded on the host, not by cuda");
+}
+void CudaBackend::int4_encode(const Int4EncodeArgs&) {
+  throw Error(ErrorKind::internal, "weights are coded on the host, not by cuda");
+}
 
 }  // namespace pq::cuda

@@ -1,5 +1,5 @@
-// The backend of one NVIDIA device: memory counted against a limit, one stream, operations as launches of kernels/cuda/*.cu. Made by the
-// plugin's factory; which rank takes which device is left to the programs.
+// The backend of one NVIDIA device: memory counted against a limit, one stream, operations as launches of kernels/cuda/*.cu. Made
+// by the plugin's factory; which rank takes which device is left to the programs.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -51,6 +51,12 @@ class CudaBackend : public Backend {
     int64_t limit = 0;
   };
 
+  // A table on the device, and what it was made from: another table may come to lie at the address of one that is gone.
+  struct Table {
+    std::vector<float> centroids;
+    DeviceCodebook device;
+  };
+
   const DeviceCodebook& device_codebook(const Codebook* book);
   // Host data for the kernels of one call, by way of a ring of pinned memory.
   template <typename T>
@@ -62,7 +68,7 @@ class CudaBackend : public Backend {
   std::string name_;
   cudaStream_t stream_ = nullptr;
   std::shared_ptr<Ledger> ledger_;
-  std::map<const Codebook*, DeviceCodebook> codebooks_;
+  std::map<const Codebook*, Table> codebooks_;
   std::vector<Buffer> tables_;
   Buffer scratch_;
   Buffer ring_;

@@ -1,5 +1,7 @@
-// Causal convolution and the gated delta rule. One thread owns one channel, or one column of a head's state, for a whole span: nothing
-// about a column depends on another.
+// Causal convolution and the gated delta rule. One thread owns one channel, or one column of a head's state, for a whole span:
+// nothing about a column depends on another.
+#include <cmath>
+
 #include "kernels/cuda/launch.h"
 
 namespace pq::cuda {
@@ -36,23 +38,15 @@ __global__ void causal_conv_kernel(CausalConvArgs a, const Span* spans) {
 
 // y = x / sqrt(sum x^2 + 1e-6) * scale by one warp.
 __device__ void l2_normalise(float* y, const float* x, int64_t dim, float scale) {
-  const int lane = threadIdx.x % 32;
-  float sum = 0.0f;
-  for (int64_t i = lane; i < dim; i += 32) sum = fmaf(x[i], x[i], sum);
-  const float root = __fsqrt_rn(warp_sum(sum) + 1e-6f);
-  for (int64_t i = lane; i < dim; i += 32) y[i] = __fdiv_rn(x[i], root) * scale;
+  const float root = __fsqrt_rn(dot_lanes(x, x, dim) + 1e-6f);
+  for (int64_t i = threadIdx.x % 32; i < dim; i += 32) y[i] = __fdiv_rn(x[i], root) * scale;
 }
 
-__device__ float warp_dot(const float* x, const float* y, int64_t dim) {
-  float sum = 0.0f;
-  for (int64_t i = threadIdx.x % 32; i < dim; i += 32) sum = fmaf(x[i], y[i], sum);
-  return warp_sum(sum);
-}
+// In double, as on the host: the fp32 result then does not depend on the library.
+__device__ float softplus(float x) { return x > 20.0f ? x : static_cast<float>(log1p(exp(static_cast<double>(x)))); }
 
-__device__ float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
-
-// Rows [begin, begin + count) of one chunk, count <= N, whose keys and queries stand in shared memory. d: this column's deltas of the
-// chunk; those before `begin` are filled.
+// Rows [begin, begin + count) of one chunk, count <= N, whose keys and queries stand in shared memory. d: this column's deltas of
+// the chunk; those before `begin` are filled.
 template <int N>
 __device__ void chunk_rows(const GatedDeltaArgs& a, const float* keys, const float* queries, const float* kk, const float* qk,
                            const float* decay, const float* beta, float* s, const float* v, int64_t v_stride, float* y,
@@ -74,45 +68,44 @@ __device__ void chunk_rows(const GatedDeltaArgs& a, const float* keys, const flo
   for (int t = 0; t < N; ++t) {
     if (t >= count) break;
     const int i = begin + t;
-    const float now = expf(decay[i]);
+    const float now = exp_as_host(decay[i]);
     float pending = 0.0f;
 #pragma unroll
     for (int j = 0; j < kChunk; ++j) {
-      if (j < i) pending = fmaf(expf(decay[i] - decay[j]) * kk[t * kChunk + j], d[j], pending);
+      if (j < i) pending = fmaf(exp_as_host(decay[i] - decay[j]) * kk[t * kChunk + j], d[j], pending);
     }
     const float delta = beta[t] * (fmaf(-now, kept[t], v[t * v_stride]) - pending);
     float sum = 0.0f;
 #pragma unroll
     for (int j = 0; j < kChunk; ++j) {
       if (j == i) d[j] = delta;
-      if (j <= i) sum = fmaf(expf(decay[i] - decay[j]) * qk[t * kChunk + j], d[j], sum);
+      if (j <= i) sum = fmaf(exp_as_host(decay[i] - decay[j]) * qk[t * kChunk + j], d[j], sum);
     }
     y[t * y_stride] = fmaf(now, read[t], sum);
   }
 }
 
-// One value head of one span a block of value_dim threads. Keys of the pending rows are read only: store_keys_kernel writes the new ones
-// when every head that shares them has ended.
-__global__ void gated_delta_kernel(GatedDeltaArgs a, const Span* spans) {
-  extern __shared__ float shared[];
+// One value head of one span a block of value_dim threads. Keys of the pending rows are read only: store_keys_kernel writes the new
+// ones when every head that shares them has ended.
+__global__ void gated_delta_kernel(GatedDeltaArgs a, const Span* spans, float query_scale) {
+  float* shared = dynamic_shared<float>();
   const int64_t head = blockIdx.x;
   const Span span = spans[blockIdx.y];
   if (span.tokens == 0) return;
   const int64_t key_head = head * a.key_heads / a.value_heads;
   const int64_t key_size = a.key_heads * a.key_dim, value_size = a.value_heads * a.value_dim;
   const int64_t row_size = 2 * key_size + value_size;
-  float* keys = shared;                          // [kChunk][key_dim]
-  float* queries = keys + kChunk * a.key_dim;    // [kChunk][key_dim], of the rows at hand
-  float* kk = queries + kChunk * a.key_dim;      // [kChunk][kChunk]
+  float* keys = shared;                        // [kChunk][key_dim]
+  float* queries = keys + kChunk * a.key_dim;  // [kChunk][key_dim], of the rows at hand
+  float* kk = queries + kChunk * a.key_dim;    // [kChunk][kChunk]
   float* qk = kk + kChunk * kChunk;
-  float* decay = qk + kChunk * kChunk;           // [kChunk], cumulative
-  float* beta = decay + kChunk;                  // of the rows at hand
+  float* decay = qk + kChunk * kChunk;  // [kChunk], cumulative
+  float* beta = decay + kChunk;         // of the rows at hand
   const int column = threadIdx.x, warp = threadIdx.x / 32, warps = (blockDim.x + 31) / 32;
   float* s = a.state.s + (span.slot * a.value_heads + head) * a.key_dim * a.value_dim + column;
   float* deltas = a.state.delta + span.slot * kChunk * value_size + head * a.value_dim + column;
   float* decays = a.state.decay + span.slot * kChunk * a.value_heads + head;
   const float* old_keys = a.state.k + span.slot * kChunk * key_size + key_head * a.key_dim;
-  const float query_scale = rsqrtf(static_cast<float>(a.key_dim));
   const bool owner = column < a.value_dim;
   if (span.position == 0 && owner) {
     for (int64_t i = 0; i < a.key_dim; ++i) s[i * a.value_dim] = 0.0f;
@@ -121,7 +114,8 @@ __global__ void gated_delta_kernel(GatedDeltaArgs a, const Span* spans) {
   int begin = static_cast<int>(span.position % kChunk);
 #pragma unroll
   for (int j = 0; j < kChunk; ++j) d[j] = j < begin && owner ? deltas[j * value_size] : 0.0f;
-  for (int64_t i = threadIdx.x; i < begin * a.key_dim; i += blockDim.x) keys[i] = old_keys[i / a.key_dim * key_size + i % a.key_dim];
+  for (int64_t i = threadIdx.x; i < begin * a.key_dim; i += blockDim.x)
+    keys[i] = old_keys[i / a.key_dim * key_size + i % a.key_dim];
   for (int j = threadIdx.x; j < begin; j += blockDim.x) decay[j] = decays[j * a.value_heads];
   for (int64_t first = 0; first < span.tokens;) {
     const int count = static_cast<int>(min(static_cast<int64_t>(kChunk - begin), span.tokens - first));
@@ -134,17 +128,17 @@ __global__ void gated_delta_kernel(GatedDeltaArgs a, const Span* spans) {
     if (threadIdx.x == 0) {
       for (int t = 0; t < count; ++t) {
         const int64_t gate = (span.row + first + t) * a.value_heads + head;
-        const float g = -expf(a.a_log[head]) * softplus(a.a[gate] + a.dt_bias[head]);
+        const float g = -exp_as_host(a.a_log[head]) * softplus(a.a[gate] + a.dt_bias[head]);
         decay[begin + t] = (begin + t > 0 ? decay[begin + t - 1] : 0.0f) + g;
-        beta[t] = 1.0f / (1.0f + expf(-a.b[gate]));
+        beta[t] = 1.0f / (1.0f + exp_as_host(-a.b[gate]));
       }
     }
     __syncthreads();
     for (int pair = warp; pair < count * kChunk; pair += warps) {
       const int t = pair / kChunk, j = pair % kChunk;
       if (j > begin + t) continue;
-      const float same = warp_dot(keys + (begin + t) * a.key_dim, keys + j * a.key_dim, a.key_dim);
-      const float across = warp_dot(queries + t * a.key_dim, keys + j * a.key_dim, a.key_dim);
+      const float same = dot_lanes(keys + (begin + t) * a.key_dim, keys + j * a.key_dim, a.key_dim);
+      const float across = dot_lanes(queries + t * a.key_dim, keys + j * a.key_dim, a.key_dim);
       if (threadIdx.x % 32 == 0) {
         kk[t * kChunk + j] = same;
         qk[t * kChunk + j] = across;
@@ -161,10 +155,10 @@ __global__ void gated_delta_kernel(GatedDeltaArgs a, const Span* spans) {
         chunk_rows<kChunk>(a, keys, queries, kk, qk, decay, beta, s, v, row_size, y, value_size, begin, count, d);
       }
       if (end == kChunk) {
-        const float now = expf(decay[kChunk - 1]);
+        const float now = exp_as_host(decay[kChunk - 1]);
         float factor[kChunk];
 #pragma unroll
-        for (int j = 0; j < kChunk; ++j) factor[j] = expf(decay[kChunk - 1] - decay[j]);
+        for (int j = 0; j < kChunk; ++j) factor[j] = exp_as_host(decay[kChunk - 1] - decay[j]);
 #pragma unroll 2
         for (int64_t i = 0; i < a.key_dim; ++i) {
           float sum = now * s[i * a.value_dim];
@@ -206,8 +200,7 @@ __global__ void store_keys_kernel(GatedDeltaArgs a, const Span* spans) {
 
 void launch_causal_conv(const CausalConvArgs& args, const Span* device_spans, cudaStream_t stream) {
   const dim3 grid(blocks_for(args.channels, 128), static_cast<unsigned>(args.spans.count));
-  causal_conv_kernel<<<grid, 128, 0, stream>>>(args, device_spans);
-  check_launch("causal_conv");
+  launch("causal_conv", causal_conv_kernel, grid, 128, 0, stream, args, device_spans);
 }
 
 void launch_gated_delta(const GatedDeltaArgs& args, const Span* device_spans, cudaStream_t stream) {
@@ -215,11 +208,10 @@ void launch_gated_delta(const GatedDeltaArgs& args, const Span* device_spans, cu
   const unsigned threads = static_cast<unsigned>((args.value_dim + 31) / 32 * 32);
   require(shared <= 48 * 1024 && threads <= 1024, "gated_delta: heads beyond what a block of threads holds");
   const dim3 grid(static_cast<unsigned>(args.value_heads), static_cast<unsigned>(args.spans.count));
-  gated_delta_kernel<<<grid, threads, shared, stream>>>(args, device_spans);
-  check_launch("gated_delta");
+  launch("gated_delta", gated_delta_kernel, grid, threads, shared, stream, args, device_spans,
+         static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.key_dim))));
   const dim3 key_grid(static_cast<unsigned>(args.key_heads), static_cast<unsigned>(args.spans.count));
-  store_keys_kernel<<<key_grid, 32 * kChunk, 0, stream>>>(args, device_spans);
-  check_launch("store_keys");
+  launch("store_keys", store_keys_kernel, key_grid, 32 * kChunk, 0, stream, args, device_spans);
 }
 
 }  // namespace pq::cuda

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "kernels/backend.h"
+#include "kernels/cuda/ptx.h"
 
 namespace pq::cuda {
 
@@ -18,7 +19,18 @@ inline void check(cudaError_t result, const char* call) {
   if (result != cudaSuccess) throw Error(ErrorKind::environment, std::string(call) + ": " + cudaGetErrorString(result));
 }
 
-inline void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }
+// kernel(arguments...) on the stream; `name` is for the error. A function call rather than <<<>>>, so that the tests' emulation
+// compiles the same text.
+template <typename... Parameters, typename... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+            const Arguments&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
+}
 
 inline unsigned blocks_for(int64_t count, int64_t each) { return static_cast<unsigned>((count + each - 1) / each); }
 
@@ -33,23 +45,45 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
-// Sum over a block of up to 1024 threads, a multiple of 32: warps by halves, then the warps' sums by halves. scratch [32].
-__device__ inline float block_sum(float x, float* scratch) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  x = warp_sum(x);
-  __syncthreads();
-  if (lane == 0) scratch[warp] = x;
-  __syncthreads();
-  return warp_sum(lane < warps ? scratch[lane] : 0.0f);
+// "Folded by halves" (kernels/backend.h): the sum over each half of a warp, lane l += lane l + 8, then + 4, + 2, + 1; all lanes get
+// it.
+__device__ inline float fold_lanes(float x) {
+  for (int distance = 8; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);
+  return x;
 }
 
-__device__ inline float silu(float x) { return x / (1.0f + expf(-x)); }
+// The exp of the host backends (kernels/cpu/math_body.h), step by step, so that the bits agree.
+__device__ inline float exp_as_host(float x) {
+  x = -86.6f > x ? -86.6f : x;
+  x = 88.37f < x ? 88.37f : x;
+  const float shifted = fmaf(x, 1.44269504088896341f, 12582912.0f);
+  const float n = shifted - 12582912.0f;
+  const float r = fmaf(n, 2.12194440e-4f, fmaf(n, -0.693359375f, x));
+  float p = 1.9875691500e-4f;
+  p = fmaf(p, r, 1.3981999507e-3f);
+  p = fmaf(p, r, 8.3334519073e-3f);
+  p = fmaf(p, r, 4.1665795894e-2f);
+  p = fmaf(p, r, 1.6666665459e-1f);
+  p = fmaf(p, r, 5.0000001201e-1f);
+  p = fmaf(p, r * r, r) + 1.0f;
+  return __uint_as_float(__float_as_uint(p) + (__float_as_uint(shifted) << 23));
+}
+
+__device__ inline float one_plus_exp_minus(float x) { return 1.0f + exp_as_host(-x); }
+__device__ inline float silu(float x) { return __fdiv_rn(x, one_plus_exp_minus(x)); }
+
+// x . y in 16 lanes folded by halves: by the lanes of a half warp, or by both halves alike.
+__device__ inline float dot_lanes(const float* x, const float* y, int64_t count) {
+  float sum = 0.0f;
+  for (int64_t i = threadIdx.x % 16; i < count; i += 16) sum = fmaf(x[i], y[i], sum);
+  return fold_lanes(sum);
+}
 
 __device__ inline float bf16_value(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
 __device__ inline float half_value(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 
-// A 128-block held as four values a lane, value i of lane l being element 4 l + i: v <- sqrt(128) H v, distances 1, 2, 4, ..., 64 as
-// in kernels/hadamard.h, so that the bits are those of the host backends.
+// A 128-block held as four values a lane, value i of lane l being element 4 l + i: v <- sqrt(128) H v, distances 1, 2, 4, ..., 64
+// as in kernels/hadamard.h, so that the bits are those of the host backends.
 __device__ inline void hadamard_block(float v[4]) {
   const float a = v[0] + v[1], b = v[0] - v[1], c = v[2] + v[3], d = v[2] - v[3];
   v[0] = a + c;

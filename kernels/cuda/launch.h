@@ -1,5 +1,5 @@
-// The launches of the plugin's kernels, one function an operation: device pointers only, arguments already checked, at least one row.
-// Order on the stream; nothing here blocks.
+// The launches of the plugin's kernels, one function an operation: device pointers only, arguments already checked, at least one
+// row. Order on the stream; nothing here blocks.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -25,8 +25,8 @@ void launch_add(const AddArgs& args, cudaStream_t stream);
 void launch_silu_mul(float* gate, const float* up, int64_t count, cudaStream_t stream);
 void launch_embed(const EmbedArgs& args, const int32_t* device_ids, const float* centroids, cudaStream_t stream);
 
-// The sums of each unit, unit_sums [units][tokens][rows]; args.y is not looked at. Int8 activations: by the order of LinearArgs, so the
-// same bits as the host backends.
+// The sums of each unit, unit_sums [units][tokens][rows]; args.y is not looked at. Int8 activations: by the order of LinearArgs, so
+// the same bits as the host backends.
 void launch_polar_int8(const LinearArgs& args, float* unit_sums, const DeviceCodebook& book, cudaStream_t stream);
 // The same for coded matrices against rotated fp32 activations, and f32, bf16 and int4 matrices against raw ones. Sums in 32 lanes.
 void launch_float_linear(const LinearArgs& args, float* unit_sums, const DeviceCodebook& book, cudaStream_t stream);

@@ -4,20 +4,22 @@
 namespace pq::cuda {
 namespace {
 
-constexpr int kWarps = 8;
+constexpr int kHalfWarps = 16;
 constexpr int kTokens = 4;
 
-// One row and up to four tokens a warp; blockIdx.y the tokens, blockIdx.z the unit.
-__global__ void __launch_bounds__(32 * kWarps)
+// One row and up to four tokens a half warp, in the sixteen lanes of the contract; blockIdx.y the tokens, blockIdx.z the unit.
+__global__ void __launch_bounds__(16 * kHalfWarps)
     plain_rows_kernel(float* unit_sums, const float* x, Matrix m, int64_t tokens, int64_t unit_cols) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  if (row >= m.rows) return;
-  const int lane = threadIdx.x % 32;
+  const int64_t own = static_cast<int64_t>(blockIdx.x) * kHalfWarps + threadIdx.x / 16;
+  // A half warp without a row repeats the last one: the other half needs it in its shuffles.
+  const int64_t row = min(own, m.rows - 1);
+  const int lane = threadIdx.x % 16;
   const int64_t unit = blockIdx.z, first = static_cast<int64_t>(blockIdx.y) * kTokens;
   const int64_t count = min(static_cast<int64_t>(kTokens), tokens - first);
   const float* input = x + first * m.cols + unit * unit_cols;
   float sum[kTokens] = {};
-  for (int64_t c = lane; c < unit_cols; c += 32) {
+#pragma unroll 4
+  for (int64_t c = lane; c < unit_cols; c += 16) {
     const float w = plain_weight(m, unit * m.rows + row, unit_cols, c);
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
@@ -26,18 +28,18 @@ __global__ void __launch_bounds__(32 * kWarps)
   }
 #pragma unroll
   for (int t = 0; t < kTokens; ++t) {
-    const float total = warp_sum(sum[t]);
-    if (lane == 0 && t < count) unit_sums[(unit * tokens + first + t) * m.rows + row] = total;
+    const float total = fold_lanes(sum[t]);
+    if (lane == 0 && t < count && own == row) unit_sums[(unit * tokens + first + t) * m.rows + row] = total;
   }
 }
 
-// The same for coded rows against rotated activations.
-__global__ void __launch_bounds__(32 * kWarps) rotated_rows_kernel(float* unit_sums, const float* x, Matrix m,
-                                                                     const float* centroids, int bits, int64_t tokens,
-                                                                     int64_t unit_cols) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  if (row >= m.rows) return;
-  const int lane = threadIdx.x % 32;
+// The same for coded rows against rotated activations: the lanes are folded block by block.
+__global__ void __launch_bounds__(16 * kHalfWarps)
+    rotated_rows_kernel(float* unit_sums, const float* x, Matrix m, const float* centroids, int bits, int64_t tokens,
+                        int64_t unit_cols) {
+  const int64_t own = static_cast<int64_t>(blockIdx.x) * kHalfWarps + threadIdx.x / 16;
+  const int64_t row = min(own, m.rows - 1);
+  const int lane = threadIdx.x % 16;
   const int64_t unit = blockIdx.z, first = static_cast<int64_t>(blockIdx.y) * kTokens;
   const int64_t count = min(static_cast<int64_t>(kTokens), tokens - first);
   const int64_t blocks = unit_cols / kBlock;
@@ -45,18 +47,22 @@ __global__ void __launch_bounds__(32 * kWarps) rotated_rows_kernel(float* unit_s
   float sum[kTokens] = {};
   for (int64_t b = 0; b < blocks; ++b) {
     const uint8_t* block = static_cast<const uint8_t*>(m.data) + (index + b) * 16 * bits;
-    float w[4];
-    for (int i = 0; i < 4; ++i) w[i] = centroids[code_at(block, bits, 4 * lane + i)];
-    const float factor = __fdiv_rn(half_value(m.scales[index + b]), 11.3137085f);
+    float w[kBlock / 16];
+#pragma unroll
+    for (int i = 0; i < kBlock / 16; ++i) w[i] = centroids[code_at(block, bits, 16 * i + lane)];
+    const float factor = __fdiv_rn(half_value(m.scales[index + b]), 11.313708498984761f);
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
       if (t >= count) break;
-      const float4 v = reinterpret_cast<const float4*>(x + (first + t) * m.cols + unit * unit_cols + b * kBlock)[lane];
-      sum[t] = fmaf(warp_sum(fmaf(w[3], v.w, fmaf(w[2], v.z, fmaf(w[1], v.y, w[0] * v.x)))), factor, sum[t]);
+      const float* v = x + (first + t) * m.cols + unit * unit_cols + b * kBlock + lane;
+      float dot = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kBlock / 16; ++i) dot = fmaf(w[i], v[16 * i], dot);
+      sum[t] = fmaf(fold_lanes(dot), factor, sum[t]);
     }
   }
   for (int t = 0; t < count; ++t) {
-    if (lane == 0) unit_sums[(unit * tokens + first + t) * m.rows + row] = sum[t];
+    if (lane == 0 && own == row) unit_sums[(unit * tokens + first + t) * m.rows + row] = sum[t];
   }
 }
 
@@ -109,26 +115,24 @@ __global__ void decode_kernel(float* y, Matrix m, const float* centroids, int bi
 
 void launch_float_linear(const LinearArgs& args, float* unit_sums, const DeviceCodebook& book, cudaStream_t stream) {
   const Matrix& w = args.w;
-  const dim3 grid(blocks_for(w.rows, kWarps), blocks_for(args.x.tokens, kTokens), static_cast<unsigned>(w.units));
+  const dim3 grid(blocks_for(w.rows, kHalfWarps), blocks_for(args.x.tokens, kTokens), static_cast<unsigned>(w.units));
   if (w.format == WeightFormat::polar) {
-    rotated_rows_kernel<<<grid, 32 * kWarps, 0, stream>>>(unit_sums, args.x.rotated, w, book.centroids, book.bits, args.x.tokens,
-                                                          w.unit_cols());
+    launch("rotated_rows", rotated_rows_kernel, grid, 16 * kHalfWarps, 0, stream, unit_sums, args.x.rotated, w, book.centroids,
+           book.bits, args.x.tokens, w.unit_cols());
   } else {
-    plain_rows_kernel<<<grid, 32 * kWarps, 0, stream>>>(unit_sums, args.x.raw, w, args.x.tokens, w.unit_cols());
+    launch("plain_rows", plain_rows_kernel, grid, 16 * kHalfWarps, 0, stream, unit_sums, args.x.raw, w, args.x.tokens,
+           w.unit_cols());
   }
-  check_launch("float linear");
 }
 
 void launch_unit_tree(float* y, const float* unit_sums, int64_t units, int64_t count, cudaStream_t stream) {
-  unit_tree_kernel<<<blocks_for(count, 256), 256, 0, stream>>>(y, unit_sums, static_cast<int>(units), count);
-  check_launch("unit tree");
+  launch("unit_tree", unit_tree_kernel, blocks_for(count, 256), 256, 0, stream, y, unit_sums, static_cast<int>(units), count);
 }
 
 void launch_decode(const DecodeArgs& args, const DeviceCodebook& book, cudaStream_t stream) {
   const Matrix& m = args.matrix;
   const int64_t lines = m.units * m.rows * ((m.unit_cols() + kBlock - 1) / kBlock);
-  decode_kernel<<<blocks_for(lines, 4), 128, 0, stream>>>(args.w, m, book.centroids, book.bits, m.unit_cols());
-  check_launch("decode");
+  launch("decode", decode_kernel, blocks_for(lines, 4), 128, 0, stream, args.w, m, book.centroids, book.bits, m.unit_cols());
 }
 
 }  // namespace pq::cuda

@@ -5,6 +5,7 @@ namespace pq::cuda {
 namespace {
 
 constexpr int kRowThreads = 256;
+constexpr size_t kRowBytes = 40 << 10;  // of shared memory without asking for more
 
 // One 128-block by one warp, four elements a lane.
 __device__ void prepare_block(const float4 x, int lane, const Prepared& out, int64_t block) {
@@ -27,23 +28,39 @@ __device__ void prepare_block(const float4 x, int lane, const Prepared& out, int
   if (lane == 0) out.scales[block] = scale;
 }
 
-// One row a block of threads. The row is read twice; it stays in the first-level cache.
-__global__ void rms_norm_kernel(RmsNormArgs a, bool prepared) {
-  __shared__ float scratch[32];
+// One row a block of threads. The sum of squares keeps the order of the host: sixteen lanes of one warp walk the row, which the
+// block has put into shared memory where it fits (staged).
+__global__ void __launch_bounds__(kRowThreads) rms_norm_kernel(RmsNormArgs a, bool prepared, bool staged) {
+  __shared__ float shared_root;
+  float* row_copy = dynamic_shared<float>();
   const int64_t row = blockIdx.x;
   const float* x = a.x + row * a.dim;
   float* y = a.y + row * a.dim;
-  float sum = 0.0f;
-  for (int64_t i = threadIdx.x; i < a.dim; i += kRowThreads) sum = fmaf(x[i], x[i], sum);
-  sum = block_sum(sum, scratch);
-  const float root = __fsqrt_rn(__fdiv_rn(sum, static_cast<float>(a.dim)) + a.eps);
-  for (int64_t i = threadIdx.x; i < a.dim; i += kRowThreads) y[i] = __fdiv_rn(x[i], root) * (a.weight_offset + a.weight[i]);
-  if (!prepared) return;
+  if (staged) {
+    for (int64_t i = threadIdx.x; i < a.dim; i += kRowThreads) row_copy[i] = x[i];
+    x = row_copy;
+  }
   __syncthreads();
+  if (threadIdx.x < 32) {
+    const float sum = dot_lanes(x, x, a.dim);
+    if (threadIdx.x == 0) shared_root = __fsqrt_rn(__fdiv_rn(sum, static_cast<float>(a.dim)) + a.eps);
+  }
+  __syncthreads();
+  const float root = shared_root;
+  if (!prepared) {
+    for (int64_t i = threadIdx.x; i < a.dim; i += kRowThreads) y[i] = __fdiv_rn(x[i], root) * (a.weight_offset + a.weight[i]);
+    return;
+  }
   const int lane = threadIdx.x % 32;
   const int64_t blocks = a.dim / kBlock;
-  for (int64_t b = threadIdx.x / 32; b < blocks; b += kRowThreads / 32)
-    prepare_block(reinterpret_cast<const float4*>(y + b * kBlock)[lane], lane, a.prepared, row * blocks + b);
+  for (int64_t b = threadIdx.x / 32; b < blocks; b += kRowThreads / 32) {
+    const float4 v = reinterpret_cast<const float4*>(x + b * kBlock)[lane];
+    const float4 w = reinterpret_cast<const float4*>(a.weight + b * kBlock)[lane];
+    const float4 out = make_float4(__fdiv_rn(v.x, root) * (a.weight_offset + w.x), __fdiv_rn(v.y, root) * (a.weight_offset + w.y),
+                                   __fdiv_rn(v.z, root) * (a.weight_offset + w.z), __fdiv_rn(v.w, root) * (a.weight_offset + w.w));
+    reinterpret_cast<float4*>(y + b * kBlock)[lane] = out;
+    prepare_block(out, lane, a.prepared, row * blocks + b);
+  }
 }
 
 __global__ void prepare_kernel(PrepareArgs a, int64_t blocks) {
@@ -57,14 +74,10 @@ __global__ void prepare_kernel(PrepareArgs a, int64_t blocks) {
 __global__ void gated_rms_norm_kernel(GatedRmsNormArgs a) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   if (row >= a.rows) return;
-  const int lane = threadIdx.x % 32;
   const float* x = a.x + row * a.dim;
-  float sum = 0.0f;
-  for (int64_t i = lane; i < a.dim; i += 32) sum = fmaf(x[i], x[i], sum);
-  sum = warp_sum(sum);
-  const float root = __fsqrt_rn(__fdiv_rn(sum, static_cast<float>(a.dim)) + a.eps);
-  for (int64_t i = lane; i < a.dim; i += 32)
-    a.y[row * a.dim + i] = __fdiv_rn(x[i], root) * a.weight[i] * silu(a.gate[row * a.dim + i]);
+  const float root = __fsqrt_rn(__fdiv_rn(dot_lanes(x, x, a.dim), static_cast<float>(a.dim)) + a.eps);
+  for (int64_t i = threadIdx.x % 32; i < a.dim; i += 32)
+    a.y[row * a.dim + i] = __fdiv_rn(x[i], root) * (0.0f + a.weight[i]) * silu(a.gate[row * a.dim + i]);
 }
 
 __global__ void add_kernel(AddArgs a) {
@@ -109,36 +122,33 @@ __global__ void embed_kernel(float* y, const int32_t* ids, Matrix table, const f
 }  // namespace
 
 void launch_rms_norm(const RmsNormArgs& args, cudaStream_t stream) {
-  rms_norm_kernel<<<static_cast<unsigned>(args.rows), kRowThreads, 0, stream>>>(args, args.prepared.wanted());
-  check_launch("rms_norm");
+  const size_t bytes = static_cast<size_t>(args.dim) * sizeof(float);
+  const bool staged = bytes <= kRowBytes;
+  launch("rms_norm", rms_norm_kernel, static_cast<unsigned>(args.rows), kRowThreads, staged ? bytes : 0, stream, args,
+         args.prepared.wanted(), staged);
 }
 
 void launch_prepare(const PrepareArgs& args, cudaStream_t stream) {
   const int64_t blocks = args.tokens * (args.dim / kBlock);
-  prepare_kernel<<<blocks_for(blocks, 4), 128, 0, stream>>>(args, blocks);
-  check_launch("prepare");
+  launch("prepare", prepare_kernel, blocks_for(blocks, 4), 128, 0, stream, args, blocks);
 }
 
 void launch_gated_rms_norm(const GatedRmsNormArgs& args, cudaStream_t stream) {
-  gated_rms_norm_kernel<<<blocks_for(args.rows, 4), 128, 0, stream>>>(args);
-  check_launch("gated_rms_norm");
+  launch("gated_rms_norm", gated_rms_norm_kernel, blocks_for(args.rows, 4), 128, 0, stream, args);
 }
 
 void launch_add(const AddArgs& args, cudaStream_t stream) {
-  add_kernel<<<blocks_for(args.count, 256), 256, 0, stream>>>(args);
-  check_launch("add");
+  launch("add", add_kernel, blocks_for(args.count, 256), 256, 0, stream, args);
 }
 
 void launch_silu_mul(float* gate, const float* up, int64_t count, cudaStream_t stream) {
-  silu_mul_kernel<<<blocks_for(count, 256), 256, 0, stream>>>(gate, up, count);
-  check_launch("silu_mul");
+  launch("silu_mul", silu_mul_kernel, blocks_for(count, 256), 256, 0, stream, gate, up, count);
 }
 
 void launch_embed(const EmbedArgs& args, const int32_t* device_ids, const float* centroids, cudaStream_t stream) {
   const int bits = args.table.codebook != nullptr ? args.table.codebook->bits : 0;
   const dim3 grid(blocks_for(args.table.cols, 4 * kBlock), static_cast<unsigned>(args.tokens));
-  embed_kernel<<<grid, 128, 0, stream>>>(args.y, device_ids, args.table, centroids, bits, args.first_row);
-  check_launch("embed");
+  launch("embed", embed_kernel, grid, 128, 0, stream, args.y, device_ids, args.table, centroids, bits, args.first_row);
 }
 
 }  // namespace pq::cuda

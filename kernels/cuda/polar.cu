@@ -1,9 +1,10 @@
-// Products of coded matrices with int8 activations. A block's dot product is exact in int32; blocks are added in order inside a unit and
-// units by a tree, as kernels/backend.h demands, so that the bits are those of the host backends for any number of tokens and ranks.
+// Products of coded matrices with int8 activations. A block's dot product is exact in int32; blocks are added in order inside a
+// unit and units by a tree, as kernels/backend.h demands, so that the bits are those of the host backends for any number of tokens
+// and ranks.
 //
-// Five bits: a lane takes 16 bytes of a block's nibble plane, which are weights 16 q .. 16 q + 15 (low nibbles) and 64 + 16 q .. (high
-// nibbles). Eight nibbles of a word are used as byte selectors where they stand, so a word of four centroids holds weights
-// i, 64 + i, i + 1, 65 + i; activations are brought into the same order. Any order within a block will do: int32 sums are exact.
+// Five bits: a lane takes 16 bytes of a block's nibble plane, which are weights 16 q .. 16 q + 15 (low nibbles) and 64 + 16 q ..
+// (high nibbles). Eight nibbles of a word are used as byte selectors where they stand, so a word of four centroids holds weights i,
+// 64 + i, i + 1, 65 + i; activations are brought into the same order. Any order within a block will do: int32 sums are exact.
 #include "kernels/cuda/launch.h"
 
 namespace pq::cuda {
@@ -43,8 +44,8 @@ __device__ uint32_t pick(const uint32_t table[4], uint32_t nibbles) {
   return __byte_perm(low, high, 0x3210u + ((nibbles >> 1) & 0x4444u));
 }
 
-// The lane's 32 weights of one block: magnitudes of word 2 w (nibbles of the lower half of input word w) and 2 w + 1, and their signs
-// as bytes of 0 or 255.
+// The lane's 32 weights of one block: magnitudes of word 2 w (nibbles of the lower half of input word w) and 2 w + 1, and their
+// signs as bytes of 0 or 255.
 struct Quarter {
   uint32_t magnitude[8];
   uint32_t sign[8];
@@ -174,18 +175,12 @@ __global__ void __launch_bounds__(32 * kWarps) polar_rows_kernel(Product p, cons
   }
 }
 
-__device__ void multiply_tile(int c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 constexpr int kTileTokens = 64;
 constexpr int kTileWarps = 4;
 constexpr int kTileRows = 16 * kTileWarps;
 
-// 64 rows by 64 tokens on the integer tensor cores, a block of 128 columns at a time. The order of weights within a block is that of
-// decode_quarter for both operands. blockIdx.z is the unit.
+// 64 rows by 64 tokens on the integer tensor cores, a block of 128 columns at a time. The order of weights within a block is that
+// of decode_quarter for both operands. blockIdx.z is the unit.
 __global__ void __launch_bounds__(32 * kTileWarps) polar5_tile_kernel(Product p, const int8_t* magnitudes) {
   __shared__ uint32_t inputs[kTileTokens][32 + 4];  // a row of 128 codes in product order; padded against bank conflicts
   __shared__ float scales[kTileTokens];
@@ -252,11 +247,10 @@ template <int T>
 void launch_rows(const Product& p, int64_t units, const DeviceCodebook& book, cudaStream_t stream) {
   const dim3 grid(blocks_for(p.rows, kWarps), static_cast<unsigned>(units));
   if (book.bits == 5) {
-    polar5_rows_kernel<T><<<grid, 32 * kWarps, 0, stream>>>(p, book.magnitudes);
+    launch("polar5_rows", polar5_rows_kernel<T>, grid, 32 * kWarps, 0, stream, p, book.magnitudes);
   } else {
-    polar_rows_kernel<T><<<grid, 32 * kWarps, 0, stream>>>(p, book.values, book.bits);
+    launch("polar_rows", polar_rows_kernel<T>, grid, 32 * kWarps, 0, stream, p, book.values, book.bits);
   }
-  check_launch("polar rows");
 }
 
 using LaunchRows = void (*)(const Product&, int64_t, const DeviceCodebook&, cudaStream_t);
@@ -279,8 +273,7 @@ void launch_polar_int8(const LinearArgs& args, float* unit_sums, const DeviceCod
             .int_step = book.int_step};
   if (book.bits == 5 && p.tokens > 8) {
     const dim3 grid(blocks_for(p.rows, kTileRows), blocks_for(p.tokens, kTileTokens), static_cast<unsigned>(w.units));
-    polar5_tile_kernel<<<grid, 32 * kTileWarps, 0, stream>>>(p, book.magnitudes);
-    check_launch("polar tile");
+    launch("polar5_tile", polar5_tile_kernel, grid, 32 * kTileWarps, 0, stream, p, book.magnitudes);
     return;
   }
   for (int64_t token = 0; token < args.x.tokens; token += 8) {

@@ -1,0 +1,25 @@
+// What CUDA C++ has no words for, each behind a small function: inline PTX and dynamic shared memory. The tests' emulation replaces
+// this header and the CUDA headers, nothing else (tests/support/simt).
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace pq::cuda {
+
+// The dynamic shared memory of the block, aligned to 16 bytes.
+template <typename T>
+__device__ T* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char pq_dynamic_shared[];
+  return reinterpret_cast<T*>(pq_dynamic_shared);
+}
+
+// c += a b for int8 a [16, 32], b [32, 8] and int32 c [16, 8], in the fragments of mma.m16n8k32.
+__device__ inline void multiply_tile(int c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+}  // namespace pq::cuda
