@@ -23,6 +23,7 @@
 #include "store/policy.h"
 #include "store/quantize_source.h"
 #include "store/safetensors.h"
+#include "tests/support/simt/emulated_backend.h"
 
 namespace pq {
 
@@ -78,7 +79,7 @@ inline Golden demo_golden() {
 struct RunSetup {
   std::string model;
   std::string format = "bf16";
-  std::string device = "cpu";
+  std::string device = "cpu";  // of make_backend, or cuda-emulated: the CUDA kernels as fibers of this process
   int ranks = 1;
   bool scale_search = false;  // the encoder's; a tenth of the time without, and no test here depends on it
   RuntimeOptions options{.context = 512, .slots = 1, .batch = 128, .activations = ActivationMode::f32, .kv_type = KvType::f32};
@@ -89,11 +90,13 @@ inline std::vector<float> run_steps(const RunSetup& setup, const std::vector<Ste
   const ModelConfig config = load_model_config(setup.model);
   std::vector<float> logits;
   const auto body = [&](Communicator& comm) {
-    const std::unique_ptr<Backend> backend = make_backend(setup.device);
+    const std::unique_ptr<Backend> backend =
+        setup.device == "cuda-emulated" ? make_emulated_cuda_backend() : make_backend(setup.device);
+    const std::unique_ptr<Backend> encoder = make_backend(setup.device == "reference" ? "reference" : "cpu");
     Encoding encoding;
     require(try_parse_encoding(setup.format, &encoding), "format of a test setup");
     QuantizingSource source(setup.model, tensor_specs(config),
-                            Recipe{.policy = Policy(encoding), .scale_search = setup.scale_search}, *backend);
+                            Recipe{.policy = Policy(encoding), .scale_search = setup.scale_search}, *encoder);
     Transformer transformer(config, setup.options, *backend, comm, source, {});
     std::function<void(int64_t, const float*)> consume;
     if (comm.rank() == 0) consume = [&](int64_t, const float* row) { logits.insert(logits.end(), row, row + config.vocab); };

@@ -1,7 +1,7 @@
 // The gated delta rule: against the plain recurrence in double, the same bits for any cutting of a sequence, sequences kept apart.
 #include <array>
 
-#include "tests/kernels/kernel_cases.h"
+#include "tests/kernels/every_backend.h"
 
 namespace pq {
 namespace {
@@ -153,7 +153,7 @@ Truth recurrence(const Sequence& q) {
 const std::array<Geometry, 6> kGeometries = {Geometry{1, 1, 16, 16}, Geometry{2, 2, 32, 48}, Geometry{2, 4, 16, 32},
                                              Geometry{1, 3, 64, 64}, Geometry{2, 6, 32, 16}, Geometry{1, 2, 128, 128}};
 
-using DeltaTest = IsaTest;
+using DeltaTest = EveryBackendTest;
 
 TEST_P(DeltaTest, FollowsTheRecurrence) {
   uint64_t seed = 100;
@@ -225,6 +225,26 @@ TEST_P(DeltaTest, SequencesOfABatchDoNotMeet) {
   for (size_t j = 0; j < 3; ++j) EXPECT_TRUE(same_bits(outputs[j], run(*backend_, sequences[j], {40})));
 }
 
+// Two pieces of one sequence in one batch, with another sequence between them.
+TEST_P(DeltaTest, PiecesOfOneSequenceInABatchFollowEachOther) {
+  const Geometry g{1, 2, 16, 32};
+  const Sequence first(g, 21, 33);
+  const Sequence second(g, 21, 34);
+  State state(g, 2);
+  // Rows 0-20 are the first sequence, rows 21-41 the second.
+  const auto joined = [](std::vector<float> a, const std::vector<float>& b) {
+    a.insert(a.end(), b.begin(), b.end());
+    return a;
+  };
+  const std::vector<float> qkv = joined(first.qkv, second.qkv), a = joined(first.a, second.a), b = joined(first.b, second.b);
+  const std::array<Span, 3> spans = {Span{.row = 0, .tokens = 14, .position = 0, .slot = 1},
+                                     Span{.row = 21, .tokens = 21, .position = 0, .slot = 0},
+                                     Span{.row = 14, .tokens = 7, .position = 14, .slot = 1}};
+  std::vector<float> y(static_cast<size_t>(42 * g.out()));
+  step(*backend_, first, &state, y.data(), {spans.data(), 3}, qkv.data(), a.data(), b.data());
+  EXPECT_TRUE(same_bits(y, joined(run(*backend_, first, {21}), run(*backend_, second, {21}))));
+}
+
 TEST_P(DeltaTest, ASlotIsReusedFromPositionZero) {
   const Geometry g{1, 2, 16, 32};
   const Sequence first(g, 21, 31);
@@ -237,8 +257,7 @@ TEST_P(DeltaTest, ASlotIsReusedFromPositionZero) {
   EXPECT_TRUE(same_bits(y, run(*backend_, second, {21})));
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, DeltaTest, ::testing::ValuesIn(kIsas),
-                         [](const auto& info) { return isa_test_name(info.param); });
+INSTANTIATE_TEST_SUITE_P(Backends, DeltaTest, ::testing::ValuesIn(every_backend()), backend_test_name);
 
 }  // namespace
 }  // namespace pq

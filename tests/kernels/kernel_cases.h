@@ -126,24 +126,4 @@ inline OwnedMatrix random_matrix(MatrixKind kind, int64_t rows, int64_t cols, in
   return owned;
 }
 
-inline std::string isa_test_name(Isa isa) {
-  std::string name = isa_name(isa);
-  std::replace(name.begin(), name.end(), '-', '_');
-  return name;
-}
-
-// A test that runs on every instruction set of the cpu backend, beside the generic one and the reference.
-class IsaTest : public ::testing::TestWithParam<Isa> {
- protected:
-  void SetUp() override {
-    if (!isa_supported(GetParam())) GTEST_SKIP() << "this machine has no " << isa_name(GetParam());
-    backend_ = make_cpu_backend(GetParam());
-    generic_ = make_cpu_backend(Isa::generic);
-    reference_ = make_backend("reference");
-  }
-  std::unique_ptr<Backend> backend_;
-  std::unique_ptr<Backend> generic_;
-  std::unique_ptr<Backend> reference_;
-};
-
 }  // namespace pq

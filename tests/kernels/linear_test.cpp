@@ -2,12 +2,12 @@
 // against the generic path bit for bit; independence of batch and rows; units against ranks.
 #include <array>
 
-#include "tests/kernels/kernel_cases.h"
+#include "tests/kernels/every_backend.h"
 
 namespace pq {
 namespace {
 
-using LinearTest = IsaTest;
+using LinearTest = EveryBackendTest;
 
 // Random input in all three forms; the int8 form uses the whole range including both ends.
 struct Input {
@@ -108,7 +108,8 @@ TEST_P(LinearTest, CodedMatricesAgreeOverShapesAndWidths) {
         for (ActivationMode mode : {ActivationMode::int8, ActivationMode::f32}) {
           const Activation x = input.activation(mode);
           const std::vector<float> y = run_linear(*backend_, x, w.matrix);
-          ASSERT_TRUE(same_bits(y, run_linear(*generic_, x, w.matrix)));
+          const std::vector<float> expected = run_linear(*generic_, x, w.matrix);
+          ASSERT_TRUE(same_bits(y, expected));
           ASSERT_TRUE(within(y, run_linear(*reference_, x, w.matrix), bounds(x, w.matrix)));
         }
       }
@@ -327,8 +328,7 @@ TEST_P(LinearTest, EmbedAndDecodeAgreeWithTheReference) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, LinearTest, ::testing::ValuesIn(kIsas),
-                         [](const auto& info) { return isa_test_name(info.param); });
+INSTANTIATE_TEST_SUITE_P(Backends, LinearTest, ::testing::ValuesIn(every_backend()), backend_test_name);
 
 }  // namespace
 }  // namespace pq

@@ -12,6 +12,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/plugin.h"
+#include "tests/support/simt/emulated_backend.h"
 
 namespace pq {
 
@@ -241,9 +242,10 @@ class StagingBackend : public Backend {
   std::unique_ptr<Backend> device_;
 };
 
-// For operands on the host: a backend by its device name, or "staged", the cpu backend behind copies, which tests the copies.
-// Null when there is no GPU; PQ_REQUIRE=cuda makes that a failure.
+// For operands on the host: a backend by its device name; "staged", the cpu backend behind copies, which tests the copies; or
+// "cuda-emulated", the CUDA kernels as fibers of this process. Null when there is no GPU; PQ_REQUIRE=cuda makes that a failure.
 inline std::unique_ptr<Backend> make_test_backend(const std::string& name) {
+  if (name == "cuda-emulated") return std::make_unique<StagingBackend>(make_emulated_cuda_backend());
   if (name == "staged") return std::make_unique<StagingBackend>(make_backend("cpu"));
   if (name != "cuda") return make_backend(name);
   std::string reason;

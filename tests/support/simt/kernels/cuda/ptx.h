@@ -1,0 +1,53 @@
+// Emulated forms of kernels/cuda/ptx.h, which documents them.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace pq::cuda {
+
+template <typename T>
+T* dynamic_shared() {
+  return static_cast<T*>(simt::dynamic_shared());
+}
+
+// Fragments of mma.m16n8k32 as the PTX manual lays them out: lane = 4 * group + member; a[0..3] are rows group, group + 8, group,
+// group + 8 with k = 4 * member + byte (+ 16 for a[2], a[3]); b0, b1 column group, k = 4 * member + byte (+ 16); c rows group,
+// group + 8, columns 2 * member, 2 * member + 1.
+inline void multiply_tile(int c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
+  const uint32_t own[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  const uint32_t* all = simt::exchange_words(own, 6);
+  const int group = simt::lane() / 4, member = simt::lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int row = i < 2 ? group : group + 8;
+    const int column = 2 * member + i % 2;
+    uint32_t sum = static_cast<uint32_t>(c[i]);
+    for (int k = 0; k < 32; ++k) {
+      const uint32_t* left = all + 8 * (4 * (row % 8) + k % 16 / 4);
+      const uint32_t* right = all + 8 * (4 * column + k % 16 / 4);
+      const auto x = static_cast<int8_t>(left[(row >= 8 ? 1 : 0) + (k >= 16 ? 2 : 0)] >> (8 * (k % 4)));
+      const auto y = static_cast<int8_t>(right[k >= 16 ? 5 : 4] >> (8 * (k % 4)));
+      sum += static_cast<uint32_t>(x * y);
+    }
+    c[i] = static_cast<int>(sum);
+  }
+}
+
+inline uint4 load_streaming(const uint4* address) { return *address; }
+inline uint2 load_streaming(const uint2* address) { return *address; }
+inline unsigned load_streaming(const unsigned* address) { return *address; }
+
+inline void copy_async_16(void* shared, const void* global) { std::memcpy(shared, global, 16); }
+inline void copy_async_commit() {}
+template <int Pending>
+inline void copy_async_wait() {}
+
+inline void store_packet(uint64_t* address, uint64_t packet) {
+  std::atomic_ref<uint64_t>(*address).store(packet, std::memory_order_release);
+}
+inline uint64_t load_packet(const uint64_t* address) {
+  simt::pause();
+  return std::atomic_ref<uint64_t>(*const_cast<uint64_t*>(address)).load(std::memory_order_acquire);
+}
+inline uint64_t clock_ns() { return simt::clock_ns(); }
+
+}  // namespace pq::cuda

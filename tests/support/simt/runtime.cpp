@@ -1,0 +1,189 @@
+// The emulated CUDA runtime: device memory between canaries, and a stream that runs everything at once or records it.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <utility>
+
+namespace {
+
+#if defined(__SANITIZE_ADDRESS__)
+// The sanitizer sees every byte beyond an allocation, reads too.
+constexpr size_t kCanary = 0;
+#else
+constexpr size_t kCanary = 256;
+#endif
+constexpr unsigned char kPattern = 0xa5;
+// A small card: tests of what does not fit are quick.
+constexpr int64_t kTotal = int64_t{2} << 30;
+constexpr int kDevices = 2;
+
+std::mutex mutex;
+std::map<char*, size_t>& allocations() {
+  static std::map<char*, size_t> all;
+  return all;
+}
+int64_t used = 0;
+thread_local cudaError_t last = cudaSuccess;
+
+cudaError_t remember(cudaError_t error) {
+  if (error != cudaSuccess) last = error;
+  return error;
+}
+
+void check_canary(const char* data, size_t bytes) {
+  for (size_t i = 0; i < kCanary; ++i) {
+    if (static_cast<unsigned char>(data[-1 - static_cast<ptrdiff_t>(i)]) != kPattern ||
+        static_cast<unsigned char>(data[bytes + i]) != kPattern) {
+      std::fprintf(stderr, "simt: a kernel or copy wrote %zu bytes beyond an allocation of %zu bytes\n", i, bytes);
+      std::abort();
+    }
+  }
+}
+
+}  // namespace
+
+namespace simt {
+
+void check_canaries() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  for (const auto& [data, bytes] : allocations()) check_canary(data, bytes);
+}
+int64_t memory_total() { return kTotal; }
+int64_t memory_used() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  return used;
+}
+
+}  // namespace simt
+
+const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
+    case cudaErrorInvalidConfiguration:
+      return "invalid configuration argument";
+    case cudaErrorInvalidDevice:
+      return "invalid device ordinal";
+    default:
+      return "invalid argument";
+  }
+}
+cudaError_t cudaGetLastError() { return std::exchange(last, cudaSuccess); }
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = kDevices;
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int device) { return remember(device >= 0 && device < kDevices ? cudaSuccess : cudaErrorInvalidDevice); }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  if (device < 0 || device >= kDevices) return remember(cudaErrorInvalidDevice);
+  *properties = {};
+  std::snprintf(properties->name, sizeof properties->name, "emulated");
+  properties->uuid.bytes[0] = 'e';
+  properties->uuid.bytes[15] = static_cast<char>(device);
+  properties->major = 8;
+  properties->minor = 6;
+  properties->multiProcessorCount = 4;
+  properties->totalGlobalMem = static_cast<size_t>(kTotal);
+  properties->sharedMemPerBlockOptin = 99 << 10;
+  return cudaSuccess;
+}
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  *total = static_cast<size_t>(kTotal);
+  *free = static_cast<size_t>(kTotal - simt::memory_used());
+  return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void** data, size_t bytes) {
+  if (bytes > static_cast<size_t>(kTotal) || simt::memory_used() + static_cast<int64_t>(bytes) > kTotal)
+    return remember(cudaErrorMemoryAllocation);
+  void* block = nullptr;
+  if (posix_memalign(&block, 256, bytes + 2 * kCanary) != 0) return remember(cudaErrorMemoryAllocation);
+  char* memory = static_cast<char*>(block);
+  std::memset(memory, kPattern, kCanary);
+  std::memset(memory + kCanary, 0xff, bytes);
+  std::memset(memory + kCanary + bytes, kPattern, kCanary);
+  *data = memory + kCanary;
+  const std::lock_guard<std::mutex> lock(mutex);
+  allocations()[memory + kCanary] = bytes;
+  used += static_cast<int64_t>(bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaFree(void* data) {
+  if (data == nullptr) return cudaSuccess;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = allocations().find(static_cast<char*>(data));
+  if (found == allocations().end()) {
+    std::fprintf(stderr, "simt: cudaFree of what cudaMalloc did not give\n");
+    std::abort();
+  }
+  check_canary(found->first, found->second);
+  used -= static_cast<int64_t>(found->second);
+  std::free(found->first - kCanary);
+  allocations().erase(found);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMallocHost(void** data, size_t bytes) {
+  *data = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+  return *data != nullptr ? cudaSuccess : remember(cudaErrorMemoryAllocation);
+}
+cudaError_t cudaFreeHost(void* data) {
+  std::free(data);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  simt::submit(stream, [=] { std::memmove(to, from, bytes); });
+  return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t stream) {
+  simt::submit(stream, [=] { std::memset(data, value, bytes); });
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = new simt::Stream;
+  return cudaSuccess;
+}
+// A stream that is being captured cannot be waited for.
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  return remember(stream != nullptr && stream->capturing ? cudaErrorInvalidValue : cudaSuccess);
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  delete stream;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  stream->capturing = true;
+  stream->captured.work.clear();
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  stream->capturing = false;
+  *graph = new simt::Graph(std::move(stream->captured));
+  stream->captured.work.clear();
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+  *exec = new simt::Graph(*graph);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
+  for (const simt::Work& work : exec->work) work();
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  delete exec;
+  return cudaSuccess;
+}

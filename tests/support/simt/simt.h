@@ -1,0 +1,72 @@
+// Runs the threads of a CUDA grid on one thread of the host: each thread of a block is a fiber that runs until it waits for others,
+// at a barrier or an exchange within its warp. The order in which fibers and blocks run changes from launch to launch, so that what
+// holds only in one order (a barrier that is missing) is likely to fail a test. What kernels and the runtime look like is left to
+// cuda_runtime.h.
+//
+// Ends the process with one line when a kernel does what a device would hang on or answer with garbage: a barrier or an exchange
+// that never completes, a shuffle from a lane that takes no part, different operations meeting in one exchange, a damaged canary.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+// Of the running thread.
+inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace simt {
+
+struct Shape {
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes;
+};
+
+// A recorded launch or copy.
+using Work = std::function<void()>;
+struct Graph {
+  std::vector<Work> work;
+};
+struct Stream {
+  bool capturing = false;
+  Graph captured;
+};
+
+// Runs `work` now, or records it when the stream is being captured.
+void submit(Stream* stream, Work work);
+// False when the shape is beyond a device's limits (1024 threads, 65535 blocks in y and z, shared memory that was not allowed).
+bool launch(Stream* stream, const void* kernel, const Shape& shape, Work body);
+// Dynamic shared memory beyond 48 KiB, up to 227 KiB, for one kernel.
+bool allow_shared(const void* kernel, int64_t bytes);
+
+enum class Exchange { sync, shuffle, add, ballot, mma };
+
+// Of the running thread.
+int lane();
+void sync_threads();
+// All lanes of `mask` that have not ended call this; each gets the value of lane `source` (shuffle), the sum, or the ballot.
+uint64_t exchange(unsigned mask, uint64_t value, Exchange kind, int source);
+// All 32 lanes give `words` words each, and read all lanes' words until their next exchange: [32][8].
+const uint32_t* exchange_words(const uint32_t* values, int words);
+void* dynamic_shared();
+// For loops that wait for another grid: lets the other fibers and threads of the host run.
+void pause();
+uint64_t clock_ns();
+
+// Kernels launched since the process began, so that a test can tell that it ran any.
+int64_t launches();
+
+// Checks the canaries of every allocation of emulated device memory; ends the process when one is damaged.
+void check_canaries();
+// Bytes of emulated device memory, and how many are taken.
+int64_t memory_total();
+int64_t memory_used();
+
+}  // namespace simt
