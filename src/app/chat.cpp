@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <iostream>
 
+#include "base/activity.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -58,7 +59,10 @@ void Chat::loop() {
   if (settings_.interactive) log_line(kCommands);
   for (std::string line;;) {
     if (settings_.interactive) std::fputs("> ", stderr);
-    if (!std::getline(std::cin, line)) break;
+    {
+      const IdleScope for_a_message;
+      if (!std::getline(std::cin, line)) break;
+    }
     if (!line.empty() && line.back() == '\r') line.pop_back();
     if (line.find_first_not_of(" \t") == std::string::npos) continue;
     if (line == "/exit") return;

@@ -133,6 +133,14 @@ void add_backend_flags(CLI::App* app, BackendFlags* flags) {
   app->add_flag("--share-device", flags->share_device, "several ranks may use one GPU");
 }
 
+void add_job_flags(CLI::App* app, JobOptions* options) {
+  app->add_option("--watchdog", options->watchdog_seconds, "seconds without progress that end the job; 0: wait for ever")
+      ->type_name("SECONDS")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  app->add_flag("--check-collectives", options->check_collectives, "compare what the ranks call before they do it");
+}
+
 void add_size_flag(CLI::App* app, const std::string& name, int64_t* bytes, const std::string& help) {
   app->add_option_function<std::string>(
          name,

@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "comm/session.h"
 #include "kernels/backend.h"
 #include "store/policy.h"
 
@@ -56,6 +57,8 @@ void add_recipe_flags(CLI::App* app, RecipeFlags* flags);
 void add_activations_flag(CLI::App* app, std::string* activations);
 // -t, --isa and --device.
 void add_backend_flags(CLI::App* app, BackendFlags* flags);
+// --watchdog and --check-collectives.
+void add_job_flags(CLI::App* app, JobOptions* options);
 // -m, -c, -b, --memory, --activations, --kv-type, the backend flags and the recipe flags.
 void add_model_flags(CLI::App* app, ModelFlags* flags);
 // A size flag: bytes, or a number with kB MB GB TB (powers of 1000) or KiB MiB GiB TiB.

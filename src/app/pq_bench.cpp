@@ -11,6 +11,7 @@
 
 #include "app/model_loading.h"
 #include "app/options.h"
+#include "base/activity.h"
 #include "base/error.h"
 #include "base/process.h"
 #include "comm/session.h"
@@ -25,6 +26,7 @@ namespace {
 struct BenchOptions {
   std::string what;
   ModelFlags model;
+  JobOptions job;
   std::string geometry = "qwen3.5-27b";
   int64_t layers = 0;
   int64_t vocab = 0;
@@ -91,6 +93,7 @@ std::optional<std::string> parse(int argc, char** argv, BenchOptions* o) {
   add_activations_flag(app.get(), &o->model.activations);
   add_backend_flags(app.get(), &o->model.backend);
   app->option_defaults()->group("Other");
+  add_job_flags(app.get(), &o->job);
   app->add_flag("--json", o->json, "JSON on standard output");
   app->add_flag("--csv", o->csv, "CSV on standard output");
   const auto text = parse_command_line(app.get(), argc, argv);
@@ -160,6 +163,7 @@ int run(Session& session, int argc, char** argv) {
     if (session.rank() == 0) std::fputs(text->c_str(), stdout);
     return 0;
   }
+  session.configure(o.job);
   o.model.context = context_of(o);
   o.model.context_given = true;
   o.model.parallel = *std::max_element(o.sequences.begin(), o.sequences.end());
@@ -185,10 +189,13 @@ int run(Session& session, int argc, char** argv) {
   // The memory that the roofs read is not the model's: peaks are taken around it.
   const int64_t roof_bytes = o.working_set_mib << 19;
   const int64_t loaded = peak_resident_bytes();
+  // What is timed reports nothing, except steps of a model.
+  enter_phase(Phase::measure);
   report.before = measure_roofs(comm, on, model.backend->name(), roof_bytes);
   const bool anew = try_reset_peak_resident();
   report.rows = measure(o, session, &model, weights);
   const int64_t peak = std::max(loaded, proc_bytes("/proc/self/status", anew ? "VmHWM" : "VmRSS"));
+  enter_phase(Phase::measure);
   report.after = measure_roofs(comm, on, model.backend->name(), roof_bytes);
   report.peak_rss_bytes = gathered(comm, peak);
   report.planned_bytes = gathered(comm, steps ? model.plan.total() : 0);

@@ -32,6 +32,7 @@ constexpr int64_t kMaxTextBytes = int64_t{1} << 30;
 
 struct PplOptions {
   ModelFlags model;
+  JobOptions job;
   std::string text;
   std::string protocol = "gptq-2048";
   int64_t windows = 0;
@@ -55,6 +56,7 @@ std::optional<std::string> parse(int argc, char** argv, PplOptions* o) {
   app->add_option("--compare-nll", o->compare_nll, "paired difference to the run that wrote FILE")->type_name("FILE");
   app->add_option("--logits-out", o->logits_out, "write all rows of logits to an HDF5 file")->type_name("FILE");
   app->add_flag("--json", o->json, "one JSON object on stdout");
+  add_job_flags(app.get(), &o->job);
   add_model_flags(app.get(), &o->model);
   app->get_option("--ctx-size")->description("window length instead of the protocol's; the name then says so (also --ctx)");
   return parse_command_line(app.get(), argc, argv, {{"--ctx", "--ctx-size"}});
@@ -152,6 +154,7 @@ int run(Session& session, int argc, char** argv) {
     if (session.rank() == 0) std::fputs(help->c_str(), stdout);
     return 0;
   }
+  session.configure(o.job);
   Model model = open_model(session, o.model);
   Work work;
   session.agree("the text", [&] {

@@ -30,6 +30,7 @@ struct QuantizeOptions {
   RecipeFlags recipe;
   std::string export_kind;
   BackendFlags backend;
+  JobOptions job;
   bool force = false;
   bool json = false;
 };
@@ -49,6 +50,7 @@ std::optional<std::string> parse(int argc, char** argv, QuantizeOptions* o) {
       ->type_name("KIND")
       ->check(CLI::IsMember({"polarquant"}));
   add_backend_flags(app.get(), &o->backend);
+  add_job_flags(app.get(), &o->job);
   app->add_flag("--force", o->force, "replace a store that was made otherwise");
   app->add_flag("--json", o->json, "the report as JSON on standard output");
   const auto text = parse_command_line(app.get(), argc, argv);
@@ -150,6 +152,7 @@ int run(Session& session, int argc, char** argv) {
     if (session.rank() == 0) std::fputs(text->c_str(), stdout);
     return 0;
   }
+  session.configure(o.job);
   if (!o.export_kind.empty()) {
     export_store(o, session, agree);
     return 0;

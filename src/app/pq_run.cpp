@@ -15,6 +15,7 @@
 #include "app/options.h"
 #include "app/plan.h"
 #include "app/text_run.h"
+#include "base/activity.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -28,6 +29,7 @@ constexpr int64_t kMaxPromptBytes = int64_t{1} << 30;
 
 struct RunOptions {
   ModelFlags model;
+  JobOptions job;
   std::string help;
   std::optional<std::string> prompt;
   std::string prompt_path;
@@ -83,6 +85,7 @@ RunOptions parse(int argc, char** argv) {
   app->option_defaults()->group("Other");
   app->add_flag("--plan", o.plan, "show partition and memory, load nothing; also for a config.json");
   app->add_option("--ranks", o.plan_ranks, "to plan for [those started]")->type_name("N")->check(CLI::Range(1, 4096));
+  add_job_flags(app.get(), &o.job);
   app->add_flag("--json", o.text.json, "results as JSON");
   app->add_flag("--logits-hash", o.text.logits_hash, "one hash over the logits of all positions");
   const auto text =
@@ -191,7 +194,11 @@ void speak(const RunOptions& o, Session& session, Model& model, const Text& text
     run.generate(text.tokenizer->encode(*text.prompt), "");
   } else {
     log_line("reading the prompt from standard input; --chat makes each line a turn");
-    const std::string prompt{std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
+    std::string prompt;
+    {
+      const IdleScope for_the_prompt;
+      prompt.assign(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
+    }
     run.generate(prompt_tokens(text, prompt), "");
   }
   log_line(run.summary() + (sampling.temperature > 0 ? fmt::format(", seed {}", sampling.seed) : ""));
@@ -201,6 +208,7 @@ void speak(const RunOptions& o, Session& session, Model& model, const Text& text
 int run(Session& session, int argc, char** argv) {
   RunOptions o;
   session.agree("the command line", [&] { o = parse(argc, argv); });
+  session.configure(o.job);
   std::string report = o.help;
   if (o.plan) {
     session.agree("the plan", [&] {

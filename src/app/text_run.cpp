@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "base/activity.h"
 #include "text/utf8_stream.h"
 
 namespace pq {
@@ -30,6 +31,7 @@ std::string TextRun::generate(const std::vector<int32_t>& prompt, const std::str
   std::string text;
   const auto show = [&](const std::string& piece) {
     if (options_.json || piece.empty()) return;
+    const IdleScope for_the_reader;
     std::fwrite(piece.data(), 1, piece.size(), stdout);
     std::fflush(stdout);
   };
@@ -95,6 +97,7 @@ void TextRun::write_json(const GenerationResult& result, const std::string& text
                               {"resident_bytes", rank.resident_bytes}});
   }
   const std::string line = json.dump() + "\n";
+  const IdleScope for_the_reader;
   std::fwrite(line.data(), 1, line.size(), stdout);
   std::fflush(stdout);
 }

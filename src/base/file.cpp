@@ -12,13 +12,14 @@
 #include <system_error>
 #include <utility>
 
+#include "base/activity.h"
 #include "base/error.h"
 
 namespace pq {
 namespace {
 
-// Linux moves at most 0x7ffff000 bytes per call.
-constexpr int64_t kMaxTransferBytes = int64_t{1} << 30;
+// One system call: what a slow disk moves in seconds, so that a rank that waits for it is seen to make progress.
+constexpr int64_t kMaxTransferBytes = int64_t{64} << 20;
 
 [[noreturn]] void fail(const std::string& what, const std::string& path) {
   throw Error(ErrorKind::io, "cannot " + what + " " + path + ": " + std::strerror(errno));
@@ -88,6 +89,7 @@ void File::read_at(void* data, int64_t bytes, int64_t offset) const {
       throw Error(ErrorKind::input, path_ + " is truncated: it ends at byte " + std::to_string(offset + done) + ", byte " +
                                         std::to_string(offset + bytes) + " is needed; fetch it again");
     done += n;
+    beat();
   }
 }
 
@@ -99,6 +101,7 @@ void File::write_at(const void* data, int64_t bytes, int64_t offset) {
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) fail("write", path_);
     done += n;
+    beat();
   }
 }
 

@@ -43,6 +43,8 @@ void log_line(std::string_view message) {
   write_all_stderr(line);
 }
 
+std::string_view log_prefix() { return prefix(); }
+
 void log_once(std::string_view message) {
   if (is_first_rank()) log_line(message);
 }

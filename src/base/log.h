@@ -14,6 +14,9 @@ void set_log_identity(std::string_view program, int rank, int ranks);
 // Writes one whole line with a single write(2); control characters in `message` are replaced by '?'.
 void log_line(std::string_view message);
 
+// The prefix as set last; for signal handlers.
+std::string_view log_prefix();
+
 // log_line on rank 0 only.
 void log_once(std::string_view message);
 

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/activity.h"
 #include "base/error.h"
 #include "comm/shared_window.h"
 #include "comm/tree_sum.h"
@@ -52,6 +53,7 @@ class MpiCommunicator : public Communicator {
 
   void all_reduce_sum(float* data, int64_t count) override {
     if (size_ == 1) return;
+    const CollectiveScope scope(Collective::all_reduce);
     if (!is_power_of_two(size_)) {
       throw Error(ErrorKind::usage, "sums need a power of two of ranks, not " + std::to_string(size_));
     }
@@ -67,10 +69,12 @@ class MpiCommunicator : public Communicator {
   }
 
   void all_gather(const void* data, int64_t bytes, void* out) override {
+    const CollectiveScope scope(Collective::all_gather);
     if (shared_by_all()) {
       gather_in_window(data, bytes, out, true);
       return;
     }
+    wait_for_rank(kWaitsForAny);
     for (int64_t first = 0; first < bytes; first += piece_bytes_) {
       const int64_t length = std::min(piece_bytes_, bytes - first);
       const char* in = static_cast<const char*>(data) + first;
@@ -93,6 +97,7 @@ class MpiCommunicator : public Communicator {
   }
 
   void gather(const void* data, int64_t bytes, void* out) override {
+    const CollectiveScope scope(Collective::gather);
     if (shared_by_all()) {
       gather_in_window(data, bytes, out, false);
       return;
@@ -104,6 +109,7 @@ class MpiCommunicator : public Communicator {
     }
     if (bytes > 0) std::memcpy(out, data, static_cast<size_t>(bytes));
     for (int other = 1; other < size_; ++other) {
+      wait_for_rank(other);
       for (int64_t first = 0; first < bytes; first += piece_bytes_) {
         const int length = static_cast<int>(std::min(piece_bytes_, bytes - first));
         check_mpi(MPI_Recv(static_cast<char*>(out) + other * bytes + first, length, MPI_BYTE, other, kGatherTag, comm_,
@@ -114,6 +120,7 @@ class MpiCommunicator : public Communicator {
   }
 
   void broadcast(void* data, int64_t bytes) override {
+    const CollectiveScope scope(Collective::broadcast);
     const int64_t piece_bytes = shared_by_all() ? window_->piece_bytes() : piece_bytes_;
     for (int64_t first = 0; first < bytes; first += piece_bytes) {
       char* piece = static_cast<char*>(data) + first;
@@ -129,7 +136,9 @@ class MpiCommunicator : public Communicator {
   }
 
   void barrier() override {
+    const CollectiveScope scope(Collective::barrier);
     if (!shared_by_all()) {
+      wait_for_rank(kWaitsForAny);
       check_mpi(MPI_Barrier(comm_), "MPI_Barrier");
       return;
     }
@@ -161,7 +170,10 @@ class MpiCommunicator : public Communicator {
       return;
     }
     nodes_ = size_ / ranks;
-    window_ = SharedWindow::try_make(node, options.window_bytes, [this] { make_progress(); });
+    window_ = SharedWindow::try_make(node, options.window_bytes, [this, first = rank_ - place](int other) {
+      wait_for_rank(first + other);
+      make_progress();
+    });
     int opened = window_ ? 1 : 0, everywhere = 0;
     check_mpi(MPI_Allreduce(&opened, &everywhere, 1, MPI_INT, MPI_MIN, comm_), "MPI_Allreduce");
     if (everywhere == 0) window_.reset();
@@ -178,6 +190,7 @@ class MpiCommunicator : public Communicator {
   }
 
   void send(const char* data, int64_t bytes, int to, int tag) {
+    wait_for_rank(to);
     check_mpi(MPI_Send(data, static_cast<int>(bytes), MPI_BYTE, to, tag, comm_), "MPI_Send");
   }
 
@@ -188,6 +201,7 @@ class MpiCommunicator : public Communicator {
     constexpr int kLongestPauseUs = 1000;
     MPI_Message found = MPI_MESSAGE_NULL;
     int pause_us = 1;
+    wait_for_rank(0);
     for (int probe = 0;; ++probe) {
       int ready = 0;
       check_mpi(MPI_Improbe(0, kBroadcastTag, comm_, &ready, &found, MPI_STATUS_IGNORE), "MPI_Improbe");
@@ -209,6 +223,7 @@ class MpiCommunicator : public Communicator {
     received_.resize(std::max(received_.size(), static_cast<size_t>(count)));
     for (int distance = nearest; distance < size_; distance *= 2) {
       const int partner = rank_ ^ distance;
+      wait_for_rank(partner);
       check_mpi(MPI_Sendrecv(data, length, MPI_FLOAT, partner, kReduceTag, received_.data(), length, MPI_FLOAT, partner, kReduceTag,
                              comm_, MPI_STATUS_IGNORE),
                 "MPI_Sendrecv");

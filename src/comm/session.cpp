@@ -7,15 +7,25 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <new>
+#include <optional>
+#include <system_error>
 
+#include "base/activity.h"
+#include "base/fault.h"
 #include "base/log.h"
+#include "base/signals.h"
+#include "comm/checked_comm.h"
 #include "comm/mpi_comm.h"
+#include "comm/shared_board.h"
+#include "comm/watchdog.h"
 
 namespace pq {
 namespace {
@@ -69,6 +79,44 @@ void set_one_node_defaults() {
 #endif
 }
 
+std::atomic<int> alarm_code{0};
+
+// Ends every rank from any thread; what is in stdio's buffers is lost. Open MPI's MPI_Abort only sends a message to the launcher
+// and may be called beside a main thread that is inside MPI, MPI_Finalize too: measured at 40 ms to the last rank's end, stopped
+// ones included.
+[[noreturn]] void end_job(int code, bool owns_mpi) {
+  expect_end(code);
+  int finalised = 0;
+  if (owns_mpi && MPI_Finalized(&finalised) == MPI_SUCCESS && !finalised) {
+    // Should MPI_Abort wait for something, the end of this rank must do.
+    alarm_code = code;
+    std::signal(SIGALRM, [](int) { _exit(alarm_code); });
+    alarm(2);
+    // Under srun MPI_Abort prints a banner that mpirun --quiet would swallow.
+    const int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    if (nowhere >= 0) dup2(nowhere, STDERR_FILENO);
+    MPI_Abort(MPI_COMM_WORLD, code);
+  }
+  std::_Exit(code);
+}
+
+// What an exception other than pq::Error comes to.
+ErrorKind kind_of(const std::exception& error) {
+  if (dynamic_cast<const std::bad_alloc*>(&error)) return ErrorKind::environment;
+  const auto* system = dynamic_cast<const std::system_error*>(&error);
+  if (system == nullptr) return ErrorKind::internal;
+  // Threads that cannot be started; files otherwise.
+  const bool scarce = system->code() == std::errc::resource_unavailable_try_again || system->code() == std::errc::not_enough_memory;
+  return scarce ? ErrorKind::environment : ErrorKind::io;
+}
+
+// " in decode, layer 3, step 12 on node7": for errors that do not say where they come from.
+std::string where_text() {
+  LineBuffer line;
+  line << " in " << activity_of(own_record()) << " on " << host_name();
+  return {line.data(), line.size()};
+}
+
 cpu_set_t affinity() {
   cpu_set_t mask;
   CPU_ZERO(&mask);
@@ -98,7 +146,10 @@ struct Session::Impl {
   int local_rank = 0;
   int local_ranks = 1;
   std::vector<int> cpus;
+  bool board_of_all = true;  // every rank reports to the board this one sees
   std::unique_ptr<Communicator> comm;
+  CheckedCommunicator* checked = nullptr;  // comm, when checked
+  std::unique_ptr<Watchdog> watchdog;
 
   void start_mpi(int* argc, char*** argv) {
     if (on_one_node()) set_one_node_defaults();
@@ -112,6 +163,8 @@ struct Session::Impl {
     check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
     check_mpi(MPI_Comm_rank(node, &local_rank), "MPI_Comm_rank");
     check_mpi(MPI_Comm_size(node, &local_ranks), "MPI_Comm_size");
+    own_record().rank = rank;
+    board_of_all = share_job_board(node) && local_ranks == ranks;
     cpus = share_cpus(node);
     check_mpi(MPI_Comm_free(&node), "MPI_Comm_free");
     MpiOptions options;
@@ -135,14 +188,20 @@ struct Session::Impl {
   }
 
   ~Impl() {
-    if (!owns_mpi) return;
-    comm.reset();
-    MPI_Finalize();
+    if (owns_mpi) {
+      const CollectiveScope scope(Collective::finalize);
+      wait_for_rank(kWaitsForAny);
+      comm.reset();
+      MPI_Finalize();
+    }
+    own_record().finished = 1;
+    finish_signals();
   }
 };
 
 Session::Session(std::string program, int* argc, char*** argv) : impl_(std::make_unique<Impl>()) {
   impl_->program = std::move(program);
+  own_record().process = getpid();
   if (launched_by_mpi()) {
     impl_->start_mpi(argc, argv);
   } else {
@@ -150,6 +209,11 @@ Session::Session(std::string program, int* argc, char*** argv) : impl_(std::make
     impl_->comm = make_self_communicator();
   }
   set_log_identity(impl_->program, impl_->rank, impl_->ranks);
+  install_signal_handlers();
+  impl_->watchdog = std::make_unique<Watchdog>(JobOptions{}.watchdog_seconds, impl_->board_of_all,
+                                               [owns_mpi = impl_->owns_mpi](int code) { end_job(code, owns_mpi); });
+  arm_fault(impl_->rank);
+  enter_phase(Phase::start);
   // mpirun inside a SLURM step counts for itself; srun without MPI support starts copies that know nothing of each other.
   const int64_t tasks = environment_number("SLURM_STEP_NUM_TASKS", 1);
   if (impl_->ranks == 1 && tasks > 1 && std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr) {
@@ -171,18 +235,25 @@ int Session::local_ranks() const { return impl_->local_ranks; }
 const std::vector<int>& Session::cpus() const { return impl_->cpus; }
 Communicator& Session::comm() { return *impl_->comm; }
 
+void Session::configure(const JobOptions& options) {
+  impl_->watchdog->set_limit(options.watchdog_seconds);
+  if (!options.check_collectives || impl_->checked != nullptr) return;
+  auto checked = std::make_unique<CheckedCommunicator>(std::move(impl_->comm));
+  impl_->checked = checked.get();
+  impl_->comm = std::move(checked);
+}
+
+void Session::close() {
+  if (impl_->checked != nullptr) impl_->checked->close();
+}
+
 void Session::abort(int code) {
   std::fflush(nullptr);
-  if (impl_->owns_mpi) {
-    // Under srun MPI_Abort prints a banner that mpirun --quiet would swallow.
-    const int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
-    if (nowhere >= 0) dup2(nowhere, STDERR_FILENO);
-    MPI_Abort(MPI_COMM_WORLD, code);
-  }
-  std::_Exit(code);
+  end_job(code, impl_->owns_mpi);
 }
 
 void Session::end_together(int code) {
+  expect_end(code);
   if (impl_->rank == 0) abort(code);
   std::fflush(nullptr);
   // The launcher ends this rank within milliseconds.
@@ -202,7 +273,7 @@ void Session::agree(const std::string& where, const std::function<void()>& work)
     kind = static_cast<int>(ErrorKind::environment);
     message = "out of memory in " + where;
   } catch (const std::exception& error) {
-    kind = static_cast<int>(ErrorKind::internal);
+    kind = static_cast<int>(kind_of(error));
     message = where + ": " + error.what();
   }
   std::vector<int> kinds(static_cast<size_t>(impl_->ranks));
@@ -219,6 +290,8 @@ void Session::agree(const std::string& where, const std::function<void()>& work)
 }
 
 void Session::broadcast_message(std::vector<uint8_t>* message) {
+  std::optional<IdleScope> idle;
+  if (impl_->rank != 0) idle.emplace();
   const auto bytes = static_cast<int64_t>(message->size());
   MessageStart start{bytes, {}};
   if (impl_->rank == 0) {
@@ -240,36 +313,41 @@ int run_program(const std::string& program, int argc, char** argv, const std::fu
     std::string line;
     try {
       code = body(session);
-      if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
-      log_line(std::string("cannot write standard output: ") + std::strerror(errno));
-      return static_cast<int>(ErrorKind::io);
+      {
+        const IdleScope idle;
+        if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+          throw Error(ErrorKind::io, std::string("cannot write standard output: ") + std::strerror(errno));
+      }
+      enter_phase(Phase::exit);
+      session.close();
+      return code;
     } catch (const AgreedError& error) {
       // Every rank is here. Were they all to finalise and return the code, mpirun would take each for a failure and wait for its
       // kill timeout (1 to 60 s), so rank 0 ends the job.
-      if (session.rank() == 0) log_line(error.what());
+      if (session.rank() == 0) say_last_words(error.what());
       session.end_together(error.exit_code());
     } catch (const Error& error) {
       code = error.exit_code();
       line = error.what();
     } catch (const std::bad_alloc&) {
       code = static_cast<int>(ErrorKind::environment);
-      line = "out of memory";
+      line = "out of memory" + where_text();
     } catch (const std::exception& error) {
-      code = static_cast<int>(ErrorKind::internal);
-      line = std::string("internal error: ") + error.what();
+      code = static_cast<int>(kind_of(error));
+      line = (kind_of(error) == ErrorKind::internal ? "internal error: " : "") + std::string(error.what()) + where_text();
     } catch (...) {
       code = static_cast<int>(ErrorKind::internal);
-      line = "internal error: an exception of unknown type";
+      line = "internal error: an exception of unknown type" + where_text();
     }
-    log_line(line);
+    say_last_words(line);
     session.abort(code);
   } catch (const Error& error) {
     // Only a session that could not start comes here; of the copies under srun the first one speaks.
-    if (environment_number("SLURM_PROCID", 0) == 0) log_line(error.what());
+    if (environment_number("SLURM_PROCID", 0) == 0) say_last_words(error.what());
     return error.exit_code();
   } catch (const std::exception& error) {
-    log_line(std::string("internal error: ") + error.what());
-    return static_cast<int>(ErrorKind::internal);
+    say_last_words(error.what());
+    return static_cast<int>(kind_of(error));
   }
 }
 

@@ -1,5 +1,5 @@
-// The life of a parallel job: MPI start and end, agreement of all ranks on an error, one-sided abort, the wait of idle workers.
-// Data moves through the communicator it holds.
+// The life of a parallel job: MPI start and end, agreement of all ranks on an error, one-sided abort, the wait of idle workers, the
+// watchdog. Data moves through the communicator it holds.
 #pragma once
 
 #include <cstdint>
@@ -13,11 +13,18 @@
 
 namespace pq {
 
+// What can be asked of every job.
+struct JobOptions {
+  double watchdog_seconds = 60;    // without progress until the job is ended; 0: for ever
+  bool check_collectives = false;  // comm/checked_comm.h
+};
+
 class Session {
  public:
   // Initialises MPI when the process was started by a launcher (OMPI_COMM_WORLD_SIZE, PMIX_RANK or PMI_RANK is set), else stays
   // alone (no MPI call at all). Sets the log identity. Throws ErrorKind::usage when SLURM_STEP_NUM_TASKS > 1 but the MPI world has
-  // one rank (N copies of rank 0). PQ_COMM=mpi in the environment keeps the ranks from sharing memory (same bits, slower).
+  // one rank (N copies of rank 0). Installs the handlers of base/signals.h and starts the watchdog. PQ_COMM=mpi in the environment
+  // keeps the ranks from sharing memory (same bits, slower).
   Session(std::string program, int* argc, char*** argv);
   ~Session();
   Session(const Session&) = delete;
@@ -31,7 +38,11 @@ class Session {
   // The CPUs this rank may run on: its affinity mask, shared out in order among the ranks of the node that have the same one. Empty
   // when those are more than the CPUs, or the mask is unknown.
   const std::vector<int>& cpus() const;
+  // Not to be kept across configure().
   Communicator& comm();
+
+  // Collective: every rank has the same options.
+  void configure(const JobOptions& options);
 
   // Runs `work` on every rank, then all ranks learn whether any threw: all throw the error of the lowest failing rank (its message
   // prefixed with "rank R: " when R is not this rank), or none does. A symmetric point: every rank must call it, and `work` does
@@ -48,6 +59,9 @@ class Session {
   // The same when every rank calls it: rank 0 ends the job, the others wait to be ended.
   [[noreturn]] void end_together(int code);
 
+  // Collective, the last call of a job that succeeded.
+  void close();
+
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;
@@ -55,8 +69,8 @@ class Session {
 
 // The frame of every main: runs `body(session)`, maps errors to exit codes and prints exactly one line for them. Errors thrown by
 // Session::agree are printed by rank 0 only and end every rank with the same code; any other error prints one line on the rank that
-// threw and ends the job by MPI_Abort with its code. Output that could not be written is ErrorKind::io. Never returns control to a
-// half-finished MPI job.
+// threw (of several on a node, on the first) and ends the job by MPI_Abort with its code. Output that could not be written is
+// ErrorKind::io. Never returns control to a half-finished MPI job.
 int run_program(const std::string& program, int argc, char** argv, const std::function<int(Session&)>& body);
 
 }  // namespace pq

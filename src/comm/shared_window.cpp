@@ -50,7 +50,8 @@ static_assert(std::atomic<uint32_t>::is_always_lock_free, "counters are shared b
 
 }  // namespace
 
-std::unique_ptr<SharedWindow> SharedWindow::try_make(MPI_Comm node, int64_t piece_bytes, std::function<void()> during_long_waits) {
+std::unique_ptr<SharedWindow> SharedWindow::try_make(MPI_Comm node, int64_t piece_bytes,
+                                                     std::function<void(int)> during_long_waits) {
   std::unique_ptr<SharedWindow> window(new SharedWindow(node, piece_bytes, std::move(during_long_waits)));
   int mine = window->allocate() ? 1 : 0, all = 0;
   check_mpi(MPI_Allreduce(&mine, &all, 1, MPI_INT, MPI_MIN, node), "MPI_Allreduce");
@@ -60,7 +61,7 @@ std::unique_ptr<SharedWindow> SharedWindow::try_make(MPI_Comm node, int64_t piec
   return nullptr;
 }
 
-SharedWindow::SharedWindow(MPI_Comm node, int64_t piece_bytes, std::function<void()> during_long_waits)
+SharedWindow::SharedWindow(MPI_Comm node, int64_t piece_bytes, std::function<void(int)> during_long_waits)
     : node_(node), piece_bytes_((piece_bytes + kPage - 1) / kPage * kPage), during_long_waits_(std::move(during_long_waits)) {}
 
 bool SharedWindow::allocate() {
@@ -134,21 +135,22 @@ void SharedWindow::wait_all() {
   for (int other = 0; other < size_; ++other) wait_until(other, sequence_);
 }
 
-// A peer that has died is not noticed here: the launcher ends the job. `during_long_waits` is the place to notice more.
+// A peer that has died is not noticed here: the watchdog and the launcher end the job.
 void SharedWindow::wait_until(int other, uint32_t sequence) {
   if (other == rank_) return;
   Counter& counter = *counters_[static_cast<size_t>(other)];
-  if (reached(counter.published.load(std::memory_order_acquire), sequence) || wait_awake(counter, sequence)) return;
+  if (reached(counter.published.load(std::memory_order_acquire), sequence) || wait_awake(other, sequence)) return;
   for (int64_t limit_ns = kFirstSleepNs;; limit_ns = std::min(2 * limit_ns, kLongestSleepNs)) {
     sleep(counter, sequence, limit_ns);
     if (reached(counter.published.load(std::memory_order_acquire), sequence)) return;
-    during_long_waits_();
+    during_long_waits_(other);
   }
 }
 
 // False when sleeping is better: the wait is long, or the other rank shares the processor while there are enough for all. Two ranks
 // that only yield to each other stay on one processor for a long time, with another one idle; a rank that is woken goes there.
-bool SharedWindow::wait_awake(const Counter& counter, uint32_t sequence) {
+bool SharedWindow::wait_awake(int other, uint32_t sequence) {
+  const Counter& counter = *counters_[static_cast<size_t>(other)];
   const auto shares_processor = [&] { return spins_ > 0 && counter.processor.load(std::memory_order_relaxed) == sched_getcpu(); };
   if (shares_processor()) return false;
   for (int spin = 0; spin < spins_; ++spin) {
@@ -157,7 +159,7 @@ bool SharedWindow::wait_awake(const Counter& counter, uint32_t sequence) {
   }
   const auto start = std::chrono::steady_clock::now();
   do {
-    during_long_waits_();
+    during_long_waits_(other);
     sched_yield();
     if (reached(counter.published.load(std::memory_order_acquire), sequence)) return true;
     if (shares_processor()) return false;

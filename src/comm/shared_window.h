@@ -17,9 +17,11 @@ namespace pq {
 // pieces; begin_piece waits until nobody uses the piece that lies where the next one goes.
 class SharedWindow {
  public:
-  // Collective over `node`, whose ranks share memory; the window owns `node`. `during_long_waits` is called again and again by a
-  // rank that has waited for longer than a spin; what it throws ends the wait. Null on every rank when MPI refuses one of them.
-  static std::unique_ptr<SharedWindow> try_make(MPI_Comm node, int64_t piece_bytes, std::function<void()> during_long_waits);
+  // Collective over `node`, whose ranks share memory; the window owns `node`. `during_long_waits(other)` is called again and
+  // again by a rank that has waited for rank `other` for longer than a spin; what it throws ends the wait. Null on every rank when
+  // MPI refuses one of them.
+  static std::unique_ptr<SharedWindow> try_make(MPI_Comm node, int64_t piece_bytes,
+                                                std::function<void(int other)> during_long_waits);
   SharedWindow(const SharedWindow&) = delete;
   SharedWindow& operator=(const SharedWindow&) = delete;
   // Collective. Does nothing after MPI has been finalised or while an exception unwinds: the other ranks may never come.
@@ -51,10 +53,10 @@ class SharedWindow {
     std::atomic<int> processor{-1};  // on which the rank last published
   };
 
-  SharedWindow(MPI_Comm node, int64_t piece_bytes, std::function<void()> during_long_waits);
+  SharedWindow(MPI_Comm node, int64_t piece_bytes, std::function<void(int)> during_long_waits);
   bool allocate();
   void wait_until(int other, uint32_t sequence);
-  bool wait_awake(const Counter& counter, uint32_t sequence);
+  bool wait_awake(int other, uint32_t sequence);
   void sleep(Counter& counter, uint32_t sequence, int64_t limit_ns);
 
   MPI_Comm node_;
@@ -63,7 +65,7 @@ class SharedWindow {
   int size_ = 1;
   const int64_t piece_bytes_;
   int spins_ = 0;
-  std::function<void()> during_long_waits_;
+  std::function<void(int)> during_long_waits_;
   std::vector<Counter*> counters_;  // by rank
   uint32_t sequence_ = 0;           // of the last publish; numbers wrap around
   uint32_t last_piece_ = 0;         // sequence of the first publish of the piece before

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/activity.h"
 #include "base/error.h"
 #include "model/state.h"
 #include "model/weights.h"
@@ -274,11 +275,13 @@ struct Transformer::Impl {
     check(step);
     const int64_t tokens = static_cast<int64_t>(step.tokens.size());
     if (tokens == 0) return;
+    begin_step(step.tokens.size() == step.spans.size() ? Phase::decode : Phase::prefill);
     const Spans spans{step.spans.data(), static_cast<int64_t>(step.spans.size())};
     backend.embed(
         {.y = hidden, .ids = step.tokens.data(), .tokens = tokens, .table = weights.embed, .first_row = weights.vocab_first});
     all_reduce(hidden, tokens * config.hidden);
     for (int64_t layer = 0; layer < config.layers; ++layer) {
+      enter_layer(layer);
       const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
       LayerState& state = states[static_cast<size_t>(layer)];
       if (config.layer_kinds[static_cast<size_t>(layer)] == LayerKind::delta)
@@ -289,6 +292,7 @@ struct Transformer::Impl {
       mlp(w, tokens);
       reduce_into_residual(tokens);
     }
+    enter_layer(-1);
     head(step.logit_rows, consume);
   }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "base/activity.h"
 #include "base/error.h"
 #include "model/partition.h"
 
@@ -122,6 +123,7 @@ class Loader {
       if (scales) backend_.upload(scales, host_scales, scale_bytes);
       if (zeros) backend_.upload(zeros, host_zeros, scale_bytes);
     }
+    beat();
     loaded_ += data_bytes + scale_bytes + (zeros ? scale_bytes : 0);
     if (progress_) progress_(loaded_);
   }
@@ -170,9 +172,11 @@ Weights load_weights(const ModelConfig& config, Backend& backend, WeightSource& 
                      const std::function<void(int64_t)>& progress) {
   Weights weights;
   Loader loader(config, backend, source, rank, ranks, progress, &weights);
+  enter_phase(Phase::load);
   weights.embed = loader.matrix("embed_tokens.weight");
   weights.vocab_first = loader.first_row("embed_tokens.weight");
   for (int64_t layer = 0; layer < config.layers; ++layer) {
+    enter_layer(layer);
     const std::string prefix = "layers." + std::to_string(layer) + ".";
     LayerWeights w;
     w.input_norm = loader.vector(prefix + "input_layernorm.weight");
@@ -186,6 +190,7 @@ Weights load_weights(const ModelConfig& config, Backend& backend, WeightSource& 
     w.down_proj = loader.matrix(prefix + "mlp.down_proj.weight");
     weights.layers.push_back(w);
   }
+  enter_layer(-1);
   weights.norm = loader.vector("norm.weight");
   weights.head = config.tied ? weights.embed : loader.matrix("lm_head.weight");
   return weights;

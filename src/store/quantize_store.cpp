@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "base/activity.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
@@ -201,11 +202,14 @@ void write_shards(const StoreJob& job, const Plan& plan, const std::vector<int>&
     mine.push_back(static_cast<int64_t>(shard));
     total += plan.shard_weights[shard];
   }
+  enter_phase(Phase::quantise);
   std::unique_ptr<ProgressBar> bar;
   if (rank == 0) bar = std::make_unique<ProgressBar>("quantise", total / 1'000'000, "M weights of rank 0");
   try {
     for (const int64_t shard : mine) {
+      enter_layer(shard);
       write_shard(job, plan, shard, [&](int64_t weights) {
+        beat();
         if (path_exists(failed)) throw Stopped{};
         done += weights;
         if (bar) bar->set(done / 1'000'000);

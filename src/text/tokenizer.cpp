@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "base/activity.h"
 #include "base/error.h"
 #include "text/tokenizer_file.h"
 #include "text/unicode.h"
@@ -53,6 +54,7 @@ std::vector<int32_t> Tokenizer::encode_between(const std::string& text, const st
   const auto encode_gap = [&](std::string_view gap) {
     if (normalize_nfc_) gap = normalized.emplace_back(normalize_nfc(gap));
     for (const std::string_view word : pre_tokenizer_.split(gap)) {
+      beat();
       const auto [entry, is_new] = seen.try_emplace(word, ids.size(), ids.size());
       if (is_new) {
         bpe_.encode(word, &scratch, &ids);

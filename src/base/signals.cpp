@@ -1,0 +1,190 @@
+// Handlers of signals.h. Everything they touch is atomic or set before they are installed.
+#include "base/signals.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <csignal>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <string>
+
+#include "base/activity.h"
+#include "base/error.h"
+#include "base/log.h"
+
+namespace pq {
+namespace {
+
+// A crash code of the shell: 128 + signal.
+constexpr int kSignalCode = 128;
+
+std::atomic<int> stop_mode{static_cast<int>(StopMode::at_once)};
+std::atomic<int> stops{0};
+std::atomic<int> hints{0};
+std::atomic<bool> interrupted{false};
+std::atomic<bool> may_exit{false};
+char marker_path[4096];
+char host[256] = "?";
+// A handler of a stack overflow needs a stack.
+alignas(16) char handler_stack[64 << 10];
+
+void write_line(std::string_view text) {
+  // Nothing can be done about a failure.
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text.data(), text.size());
+}
+
+bool claim() {
+  int32_t nobody = 0;
+  return job_board().speaker.compare_exchange_strong(nobody, own_record().rank.load(std::memory_order_relaxed) + 1);
+}
+
+void say_where(LineBuffer& line) { line << activity_of(own_record()) << " on " << host; }
+
+void on_crash(int signal, siginfo_t* info, void*) {
+  LineBuffer line;
+  line << (info->si_code <= 0 && info->si_pid != getpid() ? "ended by " : "crashed with ") << signal_name(signal) << " in ";
+  say_where(line);
+  say_last_words({line.data(), line.size()});
+  std::signal(signal, SIG_DFL);
+  raise(signal);
+}
+
+[[noreturn]] void end_by(int signal) {
+  LineBuffer line;
+  line << "ended by " << signal_name(signal) << " in ";
+  say_where(line);
+  say_last_words({line.data(), line.size()});
+  _exit(stop_exit_code(signal));
+}
+
+bool is_interrupt(int signal) { return signal == SIGINT || signal == SIGUSR2; }
+
+void on_stop(int signal) {
+  const int saved_errno = errno;
+  if (const int ended = job_board().ended; ended != 0) _exit(ended - 1);
+  const auto mode = static_cast<StopMode>(stop_mode.load());
+  if (is_interrupt(signal) && mode == StopMode::answer) {
+    interrupted = true;
+  } else if (is_interrupt(signal) && mode == StopMode::prompt && hints++ == 0) {
+    write_line("\nCtrl-C again, or /exit, leaves\n> ");
+  } else if (is_interrupt(signal) && mode == StopMode::follow) {
+    // rank 0 knows what it means
+  } else if (mode == StopMode::at_once || mode == StopMode::prompt || stops++ > 0) {
+    end_by(signal);
+  } else if (mode != StopMode::follow) {
+    int32_t none = 0;
+    job_board().stop_signal.compare_exchange_strong(none, signal);
+  }
+  errno = saved_errno;
+}
+
+void on_terminate() {
+  std::string what = "an exception that nobody caught";
+  try {
+    if (std::current_exception()) std::rethrow_exception(std::current_exception());
+  } catch (const std::exception& error) {
+    what = error.what();
+  } catch (...) {
+  }
+  say_last_words("internal error: " + what);
+  _exit(static_cast<int>(ErrorKind::internal));
+}
+
+void on_exit_call() {
+  if (may_exit || job_board().ended != 0) return;
+  LineBuffer line;
+  line << "exit was called in ";
+  say_where(line);
+  say_last_words({line.data(), line.size()});
+  _exit(static_cast<int>(ErrorKind::internal));
+}
+
+}  // namespace
+
+bool say_last_words(std::string_view message) {
+  if (!claim()) return false;
+  // As log_line, in memory that is there already.
+  char text[8192];
+  size_t size = 0;
+  for (const std::string_view part : {log_prefix(), message})
+    for (const char c : part)
+      if (size < sizeof text - 1) text[size++] = static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
+  text[size++] = '\n';
+  write_line({text, size});
+  if (marker_path[0] != '\0') {
+    const int marker = ::open(marker_path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (marker >= 0) ::close(marker);
+  }
+  return true;
+}
+
+void expect_end(int code) {
+  int32_t open = 0;
+  job_board().ended.compare_exchange_strong(open, code + 1);
+}
+
+const char* host_name() { return host; }
+
+void install_signal_handlers() {
+  if (gethostname(host, sizeof host - 1) != 0) std::strcpy(host, "?");
+  if (const char* path = std::getenv("PQ_LAST_WORDS"); path != nullptr && std::strlen(path) < sizeof marker_path)
+    std::strcpy(marker_path, path);
+  stack_t stack{};
+  stack.ss_sp = handler_stack;
+  stack.ss_size = sizeof handler_stack;
+  sigaltstack(&stack, nullptr);
+  struct sigaction action {};
+  sigfillset(&action.sa_mask);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+  // A sanitizer reports crashes itself.
+  action.sa_sigaction = on_crash;
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+  for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) sigaction(signal, &action, nullptr);
+#endif
+  action.sa_handler = on_stop;
+  action.sa_flags = SA_RESTART;
+  for (const int signal : {SIGTERM, SIGINT, SIGUSR1, SIGUSR2}) sigaction(signal, &action, nullptr);
+  std::signal(SIGXFSZ, SIG_IGN);
+  std::signal(SIGXCPU, SIG_IGN);
+  std::set_terminate(on_terminate);
+  std::atexit(on_exit_call);
+}
+
+void finish_signals() { may_exit = true; }
+
+StopModeScope::StopModeScope(StopMode mode) : before_(stop_mode.exchange(static_cast<int>(mode))) { hints = 0; }
+StopModeScope::~StopModeScope() { stop_mode = before_; }
+
+int stop_signal() { return job_board().stop_signal.load(std::memory_order_relaxed); }
+bool take_interrupt() { return interrupted.exchange(false); }
+int stop_exit_code(int signal) { return kSignalCode + (is_interrupt(signal) ? SIGINT : SIGTERM); }
+
+const char* signal_name(int signal) {
+  switch (signal) {
+    case SIGSEGV:
+      return "SIGSEGV";
+    case SIGBUS:
+      return "SIGBUS";
+    case SIGFPE:
+      return "SIGFPE";
+    case SIGILL:
+      return "SIGILL";
+    case SIGABRT:
+      return "SIGABRT";
+    case SIGTERM:
+      return "SIGTERM";
+    case SIGINT:
+      return "SIGINT";
+    case SIGUSR1:
+      return "SIGUSR1";
+    case SIGUSR2:
+      return "SIGUSR2";
+    default:
+      return "a signal";
+  }
+}
+
+}  // namespace pq

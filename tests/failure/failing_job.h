@@ -1,0 +1,85 @@
+// Jobs that fail on demand: real programs under launch/pq with PQ_FAULT, and what is left of them afterwards.
+#pragma once
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <ctime>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "support/demo_model.h"
+#include "support/process.h"
+
+namespace pq::test {
+
+using Words = std::vector<std::string>;
+
+inline std::string launcher() { return std::string(PQ_TEST_DATA) + "/../../launch/pq"; }
+
+// `program` of the build on `ranks` ranks under launch/pq.
+inline Words launched(int ranks, const std::string& program, const Words& arguments) {
+  Words words = {launcher(), "-np", std::to_string(ranks), std::string(PQ_BIN_DIR) + "/" + program};
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  return words;
+}
+
+struct FailedJob {
+  ProcessResult result;
+  bool faulted = false;
+  double seconds_to_end = 0;  // from the fault until no process of the job lives
+  Words lines;                // of stderr, without what a healthy run says too
+};
+
+// Living processes whose environment holds `entry`. A zombie's is empty.
+inline int processes_with(const std::string& entry) {
+  int count = 0;
+  std::error_code ignored;
+  for (const auto& process : std::filesystem::directory_iterator("/proc", ignored)) {
+    const std::string name = process.path().filename().string();
+    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+    if (read_file(process.path().string() + "/environ").find(entry) != std::string::npos) ++count;
+  }
+  return count;
+}
+
+inline double now_seconds() {
+  timespec now{};
+  clock_gettime(CLOCK_REALTIME, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+// Lines that a healthy run prints too.
+inline bool is_news_of_a_healthy_run(const std::string& line) {
+  const size_t colon = line.find(": ");
+  if (colon == std::string::npos) return false;
+  const std::string text = line.substr(colon + 2);
+  for (const char* start : {"cpu (", "loaded ", "prefill ", "reading the prompt "})
+    if (text.rfind(start, 0) == 0) return true;
+  return text.rfind("rank ", 0) == 0 && text.find(" weights, ") != std::string::npos;
+}
+
+// Runs `command` with PQ_FAULT=`fault` and more environment.
+inline FailedJob run_with_fault(const std::string& fault, const Words& command, const Words& environment = {}) {
+  TemporaryDirectory directory;
+  const std::string mark = directory.path() + "/acted";
+  Words words = {"env", "PQ_FAULT=" + fault, "PQ_FAULT_MARK=" + mark};
+  words.insert(words.end(), environment.begin(), environment.end());
+  words.insert(words.end(), command.begin(), command.end());
+  FailedJob job;
+  job.result = run_process(words, "", 60);
+  const double limit = now_seconds() + 20;
+  while (processes_with(mark) > 0 && now_seconds() < limit) usleep(5000);
+  const double end = now_seconds();
+  struct stat info {};
+  job.faulted = ::stat(mark.c_str(), &info) == 0;
+  if (job.faulted)
+    job.seconds_to_end = end - static_cast<double>(info.st_mtim.tv_sec) - 1e-9 * static_cast<double>(info.st_mtim.tv_nsec);
+  for (const std::string& line : lines_of(job.result.err))
+    if (!is_news_of_a_healthy_run(line)) job.lines.push_back(line);
+  return job;
+}
+
+}  // namespace pq::test

@@ -1,0 +1,121 @@
+// A rank dies, stalls or throws at each point of each program: one line on stderr, the documented code, nobody left within seconds.
+// Prints what README.md of this folder tabulates.
+#include <cstdio>
+#include <ostream>
+
+#include "failure/failing_job.h"
+
+namespace pq {
+namespace {
+
+using test::FailedJob;
+using test::Words;
+
+// What the project promises, from the fault to the last rank's end.
+constexpr double kDeathSeconds = 5;
+// Promised 15 s at --watchdog 10; here the watchdog has 1.5 s, which a busy machine needs.
+constexpr const char* kWatchdog = "1.5";
+constexpr double kStallSeconds = 6.5;
+
+struct Case {
+  const char* program;  // run, quantize or ppl
+  int ranks;
+  const char* fault;
+  int code;
+  const char* line;  // an expression that the line matches
+};
+
+void PrintTo(const Case& param, std::ostream* out) { *out << param.program << ' ' << param.ranks << ' ' << param.fault; }
+
+std::string name_of(const testing::TestParamInfo<Case>& info) {
+  std::string name = std::string(info.param.program) + std::to_string(info.param.ranks) + "_" + info.param.fault;
+  for (char& c : name)
+    if (!isalnum(static_cast<unsigned char>(c))) c = '_';
+  return name;
+}
+
+Words arguments(const std::string& program, const std::string& directory) {
+  if (program == "quantize") return {test::demo_path(), directory + "/store", "--watchdog", kWatchdog};
+  return {"-m", test::demo_path(), "-p", "Once upon a time", "-n", "8", "--temp", "0", "--watchdog", kWatchdog};
+}
+
+class Fault : public testing::TestWithParam<Case> {};
+
+TEST_P(Fault, OneLineOneCodeAndNobodyLeft) {
+  const Case param = GetParam();
+  test::TemporaryDirectory directory;
+  const std::string program = std::string("pq-") + param.program;
+  const Words words = arguments(param.program, directory.path());
+  Words command = {std::string(PQ_BIN_DIR) + "/" + program};
+  command.insert(command.end(), words.begin(), words.end());
+  const FailedJob job = test::run_with_fault(param.fault, param.ranks == 0 ? command : test::launched(param.ranks, program, words));
+  EXPECT_TRUE(job.faulted) << "the fault never came";
+  EXPECT_EQ(job.result.code, param.code) << job.result.err;
+  ASSERT_EQ(job.lines.size(), 1u) << job.result.err;
+  EXPECT_THAT(job.lines[0], testing::ContainsRegex(param.line));
+  const bool stalls = job.lines[0].find("no progress") != std::string::npos;
+  EXPECT_LT(job.seconds_to_end, stalls ? kStallSeconds : kDeathSeconds);
+  std::printf("| %s | %d | `%s` | `%s` | %d | %.1f s |\n", program.c_str(), param.ranks, param.fault, job.lines[0].c_str(),
+              job.result.code, job.seconds_to_end);
+}
+
+constexpr const char* kVanished = "rank 1 on .* ended without a word in ";
+
+INSTANTIATE_TEST_SUITE_P(
+    Killed, Fault,
+    testing::Values(Case{"run", 2, "kill:start:rank=1", 137, "^pq-run.0.: rank 1 on .* ended without a word in start;"},
+                    Case{"run", 2, "kill:load:rank=1:layer=3", 137, "ended without a word in load, layer 3;"},
+                    Case{"quantize", 4, "kill:quantise:rank=1", 137, "rank 1 on .* ended without a word in quantise"},
+                    Case{"run", 4, "kill:prefill:rank=1:layer=2", 137, "ended without a word in prefill, layer 2, step 1;"},
+                    Case{"run", 2, "kill:decode:rank=0:step=3:layer=1", 137,
+                         "^pq-run.1.: rank 0 on .* in decode, layer 1, step 3;"},
+                    Case{"run", 4, "kill:all_reduce:rank=3:step=2", 137, "in all_reduce of decode, step 2;"},
+                    Case{"run", 2, "kill:exit:rank=1", 137, kVanished},
+                    Case{"run", 2, "kill:finalize:rank=0", 137, "rank 0 on .* ended without a word in finalize of exit"},
+                    Case{"run", 2, "kill:decode:step=2", 137, "^launch/pq: a rank was ended by signal 9 "},
+                    Case{"run", 1, "kill:load", 137, "^launch/pq: a rank was ended by signal 9 "}),
+    name_of);
+
+INSTANTIATE_TEST_SUITE_P(
+    Stalled, Fault,
+    testing::Values(
+        Case{"run", 2, "stop:load:rank=1:layer=3", 75,
+             "waits for rank 1, which is in load, layer 3 on .*; its process is stopped$"},
+        Case{"quantize", 2, "stop:quantise:rank=1", 75, "rank 1, which is in quantise.*; its process is stopped$"},
+        Case{"run", 4, "stop:prefill:rank=1:layer=2", 75, "no progress for 1.5 s in all_reduce of prefill.* waits for rank 1"},
+        Case{"run", 2, "stop:decode:rank=0:step=3", 75, "^pq-run.1.: no progress .* rank 0, which is in decode, step 3 "},
+        Case{"run", 2, "stop:all_reduce:rank=1:step=2", 75, "no progress for 1.5 s in all_reduce of decode"},
+        Case{"run", 2, "stop:finalize:rank=1", 75, "no progress for 1.5 s in finalize of exit"},
+        Case{"run", 2, "hang:decode:rank=1:step=3:layer=4", 75, "in decode, layer 4, step 3 on"},
+        Case{"run", 0, "hang:decode:step=3:layer=4", 75, "^pq-run: no progress for 1.5 s in decode, layer 4, step 3 on"}),
+    name_of);
+
+INSTANTIATE_TEST_SUITE_P(
+    Crashed, Fault,
+    testing::Values(
+        Case{"run", 2, "segv:decode:rank=1:step=3:layer=1", 139, "^pq-run.1.: crashed with SIGSEGV in decode, layer 1, step 3 on"},
+        Case{"run", 2, "bus:load:rank=0", 135, "^pq-run.0.: crashed with SIGBUS in load on"},
+        Case{"quantize", 2, "abort:quantise:rank=1", 134, "^pq-quantize.1.: crashed with SIGABRT in quantise"},
+        Case{"run", 4, "fpe:all_reduce:rank=2:step=1", 136, "^pq-run.2.: crashed with SIGFPE in all_reduce of prefill"},
+        Case{"run", 0, "segv:prefill", 139, "^pq-run: crashed with SIGSEGV in prefill, step 1 on"},
+        Case{"run", 2, "exit:decode:rank=1:step=2", 70, "^pq-run.1.: exit was called in decode, step 2 on"},
+        Case{"run", 2, "throw:decode:rank=1:step=2", 70, "^pq-run.1.: internal error: PQ_FAULT .* in decode, step 2 on"},
+        Case{"run", 2, "throw:finalize:rank=1", 70, "^pq-run.1.: internal error: "},
+        Case{"run", 2, "oom:load:rank=1", 69, "^pq-run.0.: rank 1: out of memory in loading the weights"},
+        Case{"run", 4, "oom:decode:rank=1:step=2", 69, "^pq-run.1.: out of memory in decode, step 2 on"}),
+    name_of);
+
+// What the ranks were told to call, they call; a fault that nobody reaches leaves a run as it is.
+TEST(FaultVariable, IsReadStrictlyAndActsOnlyWhereItSays) {
+  const Words words = {"-m", test::demo_path(), "-p", "x", "-n", "2", "--temp", "0"};
+  const FailedJob unread = test::run_with_fault("kill:nowhere", test::launched(2, "pq-run", words));
+  EXPECT_EQ(unread.result.code, 64);
+  ASSERT_EQ(unread.lines.size(), 1u) << unread.result.err;
+  EXPECT_THAT(unread.lines[0], testing::HasSubstr("ACTION:POINT"));
+  const FailedJob missed = test::run_with_fault("kill:decode:rank=7", test::launched(2, "pq-run", words));
+  EXPECT_EQ(missed.result.code, 0) << missed.result.err;
+  EXPECT_FALSE(missed.faulted);
+}
+
+}  // namespace
+}  // namespace pq
