@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/signals.h"
 
 namespace pq {
 namespace {
@@ -43,6 +44,7 @@ void Chat::say(const std::string& message) {
   const bool reasons = starts_in_reasoning(settings_.format, options);
   messages_.push_back({.role = "user", .content = message});
   std::string text;
+  const StopModeScope mode(settings_.interactive ? StopMode::answer : StopMode::finish);
   try {
     text = run_.generate(tokenizer_.encode(render_chat(messages_, settings_.format, options)), reasons ? "<think>\n" : "");
   } catch (const Error& error) {
@@ -61,12 +63,14 @@ void Chat::loop() {
     if (settings_.interactive) std::fputs("> ", stderr);
     {
       const IdleScope for_a_message;
+      const StopModeScope mode(settings_.interactive ? StopMode::prompt : StopMode::at_once);
       if (!std::getline(std::cin, line)) break;
     }
     if (!line.empty() && line.back() == '\r') line.pop_back();
     if (line.find_first_not_of(" \t") == std::string::npos) continue;
     if (line == "/exit") return;
     if (!command(line)) say(line);
+    if (stop_signal() != 0) return;
   }
   if (settings_.interactive) std::fputs("\n", stderr);
 }

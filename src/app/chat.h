@@ -33,7 +33,7 @@ class Chat {
   // refused with a line on stderr when interactive, else by the Error; the history stays as it was.
   void say(const std::string& message);
 
-  // Turns from stdin until its end or /exit. Empty lines are passed over.
+  // Turns from stdin until its end, /exit or a signal that asks for a stop. Empty lines are passed over.
   //   /reset  forgets the history    /think on|off  reasoning in later turns    /exit  ends
   void loop();
 

@@ -13,6 +13,7 @@
 #include "app/options.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "base/signals.h"
 #include "comm/session.h"
 #include "kernels/backend.h"
 #include "model/config.h"
@@ -168,6 +169,13 @@ int run(Session& session, int argc, char** argv) {
     backend = make_encoder_backend(o.backend, session);
   });
   const StoreReport report = quantize_store(job, *backend, session.comm(), agree);
+  if (report.stopped_by != 0) {
+    if (session.rank() == 0) {
+      say_last_words(fmt::format("stopped by {}: {} of {} shards are finished, the same command goes on from there",
+                                 signal_name(report.stopped_by), report.shards_kept, report.shards));
+    }
+    session.end_together(stop_exit_code(report.stopped_by));
+  }
   if (session.rank() != 0) return 0;
   print_report(report, o.destination);
   if (o.json) print_json(report);

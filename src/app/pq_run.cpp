@@ -19,6 +19,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/signals.h"
 #include "engine/generation_config.h"
 #include "text/unicode.h"
 
@@ -191,6 +192,7 @@ void speak(const RunOptions& o, Session& session, Model& model, const Text& text
       chat.loop();
     }
   } else if (text.prompt) {
+    const StopModeScope mode(StopMode::finish);
     run.generate(text.tokenizer->encode(*text.prompt), "");
   } else {
     log_line("reading the prompt from standard input; --chat makes each line a turn");
@@ -199,6 +201,7 @@ void speak(const RunOptions& o, Session& session, Model& model, const Text& text
       const IdleScope for_the_prompt;
       prompt.assign(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
     }
+    const StopModeScope mode(StopMode::finish);
     run.generate(prompt_tokens(text, prompt), "");
   }
   log_line(run.summary() + (sampling.temperature > 0 ? fmt::format(", seed {}", sampling.seed) : ""));
@@ -232,11 +235,16 @@ int run(Session& session, int argc, char** argv) {
                        model.source->description(), bits_per_weight(model.config, *model.source)));
   const std::vector<RankMemory> memory = gather_memory(session, model);
   log_memory(memory, model.load_seconds);
+  const StopModeScope mode(session.rank() == 0 ? StopMode::at_once : StopMode::follow);
+  int code = 0;
   if (session.rank() == 0) {
     speak(o, session, model, text, memory);
+    if (stop_signal() != 0) code = stop_exit_code(stop_signal());
   } else {
     follow_steps(session, *model.transformer);
   }
+  session.comm().broadcast(&code, sizeof code);
+  if (code != 0) session.end_together(code);
   return 0;
 }
 

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/activity.h"
+#include "base/signals.h"
 #include "text/utf8_stream.h"
 
 namespace pq {
@@ -43,6 +44,8 @@ std::string TextRun::generate(const std::vector<int32_t>& prompt, const std::str
     show(piece);
     return true;
   };
+  take_interrupt();  // one that came too late for the turn before
+  request.should_stop = [] { return stop_signal() != 0 || take_interrupt(); };
   if (options_.logits_hash) {
     request.on_logits = [&](int64_t, const float* logits) {
       hash_.update(logits, static_cast<int64_t>(sizeof(float)) * model_.config.vocab);

@@ -26,8 +26,8 @@ class TextRun {
   TextRun(Generator& generator, const Tokenizer& tokenizer, Sampler& sampler, std::vector<int32_t> stop_ids,
           const TextRunOptions& options, const Model& model, std::vector<RankMemory> memory);
 
-  // Generates from `prompt` and writes the text and a newline, or the object, to stdout. `opening` is shown first; it belongs to
-  // the prompt. Returns the generated text.
+  // Generates from `prompt`, until a signal asks for a stop (base/signals.h), and writes the text and a newline, or the object, to
+  // stdout. `opening` is shown first; it belongs to the prompt. Returns the generated text.
   std::string generate(const std::vector<int32_t>& prompt, const std::string& opening);
 
   // The sums over all generations so far, for stderr: "prefill 12 tokens 345.6 tok/s, decode ..., stopped at ...".

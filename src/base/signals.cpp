@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
@@ -72,9 +73,13 @@ void on_stop(int signal) {
     write_line("\nCtrl-C again, or /exit, leaves\n> ");
   } else if (is_interrupt(signal) && mode == StopMode::follow) {
     // rank 0 knows what it means
+  } else if (is_interrupt(signal) && mode == StopMode::prompt) {
+    expect_end(stop_exit_code(signal));
+    write_line("\n");
+    _exit(stop_exit_code(signal));
   } else if (mode == StopMode::at_once || mode == StopMode::prompt || stops++ > 0) {
     end_by(signal);
-  } else if (mode != StopMode::follow) {
+  } else {
     int32_t none = 0;
     job_board().stop_signal.compare_exchange_strong(none, signal);
   }

@@ -29,7 +29,7 @@ void finish_signals();
 enum class StopMode : int {
   at_once,  // end the process, with the line
   finish,   // be noted for stop_signal()
-  follow,   // nothing: rank 0 decides
+  follow,   // as finish, but SIGINT is nothing: rank 0 knows what it means
   answer,   // SIGINT is noted for take_interrupt(), the others for stop_signal()
   prompt,   // at a prompt: the first SIGINT gives a hint, the second ends the process; the others end it
 };

@@ -156,6 +156,7 @@ void Watchdog::on_death(const Peer& peer) {
   const RankRecord& record = board.record[place];
   // The rank itself may be about to end in order.
   if (record.finished != 0 || own_record().finished != 0) return;
+  if (const int ended = board.ended; ended != 0) _exit(ended - 1);
   std::this_thread::sleep_for(kGrace);
   if (stop_) return;
   const int code = static_cast<int>(ErrorKind::peer);

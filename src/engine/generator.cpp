@@ -41,19 +41,26 @@ GenerationResult Generator::generate(const GenerationRequest& request, Sampler& 
   try {
     const Stopwatch prefill_time;
     result.reused_tokens = static_cast<int64_t>(held_.size());
-    while (held_.size() < request.prompt.size()) {
+    const auto stops = [&] { return request.should_stop && request.should_stop(); };
+    bool stopped = stops();
+    while (!stopped && held_.size() < request.prompt.size()) {
       const auto first = request.prompt.begin() + static_cast<ptrdiff_t>(held_.size());
       // Chunks end at multiples of the batch from the start of the sequence.
       const int64_t room = options_.batch - static_cast<int64_t>(held_.size()) % options_.batch;
       const int64_t count = std::min<int64_t>(room, request.prompt.end() - first);
       run({first, first + count}, request);
+      stopped = stops();
     }
-    result.prefill_tokens = prompt_tokens - result.reused_tokens;
+    result.prefill_tokens = static_cast<int64_t>(held_.size()) - result.reused_tokens;
     result.prefill_seconds = prefill_time.seconds();
 
     const Stopwatch decode_time;
     std::vector<int32_t> sequence = held_;
-    for (;;) {
+    for (;; stopped = stops()) {
+      if (stopped) {
+        result.reason = StopReason::interrupted;
+        break;
+      }
       if (request.max_tokens >= 0 && static_cast<int64_t>(result.tokens.size()) >= request.max_tokens) {
         result.reason = StopReason::max_tokens;
         break;

@@ -21,6 +21,8 @@ struct GenerationRequest {
   std::vector<int32_t> stop_ids = {};  // end the generation and are not handed out
   // Called for each generated token; returning false ends the generation. May be empty.
   std::function<bool(int32_t)> on_token = {};
+  // Asked before each step; true ends the generation as interrupted. May be empty.
+  std::function<bool()> should_stop = {};
   // Called with the position and the logits of every token that goes through the model, in order. May be empty; when set, prefill
   // computes a row of logits for each prompt token.
   std::function<void(int64_t, const float*)> on_logits = {};

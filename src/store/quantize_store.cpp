@@ -17,6 +17,7 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/process.h"
+#include "base/signals.h"
 #include "store/checkpoint.h"
 #include "store/quantizer.h"
 #include "store/shard_store.h"
@@ -191,12 +192,12 @@ void write_shard(const StoreJob& job, const Plan& plan, int64_t shard, const std
   write_file_atomically(job.destination + "/" + note_name(shard), shard_note_text(note));
 }
 
-// The unfinished shards that `owner` gives to `rank`.
-void write_shards(const StoreJob& job, const Plan& plan, const std::vector<int>& owner, const std::vector<uint8_t>& finished,
-                  int rank) {
+// The unfinished shards that `owner` gives to `rank`. Returns how many are left after a signal that asks for a stop.
+int64_t write_shards(const StoreJob& job, const Plan& plan, const std::vector<int>& owner, const std::vector<uint8_t>& finished,
+                     int rank) {
   const std::string failed = job.destination + "/" + kFailedName;
   std::vector<int64_t> mine;
-  int64_t total = 0, done = 0;
+  int64_t total = 0, done = 0, written = 0;
   for (size_t shard = 0; shard < owner.size(); ++shard) {
     if (owner[shard] != rank || finished[shard]) continue;
     mine.push_back(static_cast<int64_t>(shard));
@@ -207,6 +208,7 @@ void write_shards(const StoreJob& job, const Plan& plan, const std::vector<int>&
   if (rank == 0) bar = std::make_unique<ProgressBar>("quantise", total / 1'000'000, "M weights of rank 0");
   try {
     for (const int64_t shard : mine) {
+      if (stop_signal() != 0) break;
       enter_layer(shard);
       write_shard(job, plan, shard, [&](int64_t weights) {
         beat();
@@ -214,12 +216,29 @@ void write_shards(const StoreJob& job, const Plan& plan, const std::vector<int>&
         done += weights;
         if (bar) bar->set(done / 1'000'000);
       });
+      ++written;
     }
   } catch (const Stopped&) {
   } catch (...) {
     std::ofstream flag(failed);  // best effort: without it the others only stop later
     throw;
   }
+  return static_cast<int64_t>(mine.size()) - written;
+}
+
+struct Left {
+  int64_t shards;
+  int64_t signal;
+};
+
+// Sums the shards that are left over ranks; the signal is that of any rank.
+Left gather_left(Communicator& comm, int64_t shards) {
+  const Left mine{shards, stop_signal()};
+  std::vector<Left> all(static_cast<size_t>(comm.size()));
+  comm.all_gather(&mine, sizeof mine, all.data());
+  Left sum{};
+  for (const Left& left : all) sum = {sum.shards + left.shards, std::max(sum.signal, left.signal)};
+  return sum;
 }
 
 // Every rank's text on rank 0, in rank order; nothing elsewhere.
@@ -328,6 +347,7 @@ std::vector<int> assign_shards(const std::vector<int64_t>& work, int ranks) {
 
 StoreReport quantize_store(const StoreJob& job, Backend& backend, Communicator& comm, const Agree& agree) {
   const auto start = std::chrono::steady_clock::now();
+  const StopModeScope mode(StopMode::finish);
   Plan plan;
   agree("open the source", [&] { plan = make_plan(job, backend); });
 
@@ -347,7 +367,15 @@ StoreReport quantize_store(const StoreJob& job, Backend& backend, Communicator& 
     for (size_t shard = 0; shard < work.size(); ++shard)
       if (finished[shard]) work[shard] = 0;
     const std::vector<int> owner = assign_shards(work, comm.size());
-    agree("quantise", [&] { write_shards(job, plan, owner, finished, comm.rank()); });
+    int64_t left_here = 0;
+    agree("quantise", [&] { left_here = write_shards(job, plan, owner, finished, comm.rank()); });
+    if (const Left left = gather_left(comm, left_here); left.shards > 0) {
+      StoreReport report;
+      report.stopped_by = static_cast<int>(left.signal);
+      report.shards = static_cast<int64_t>(plan.shard_weights.size());
+      report.shards_kept = report.shards - left.shards;
+      return report;
+    }
     // Each rank sends the notes of its shards, one after the other in shard order, as one JSON array of texts.
     std::string mine;
     agree("collect", [&] {

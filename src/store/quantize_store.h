@@ -1,5 +1,6 @@
 // The job that makes a store: shards shared out over ranks, each written once and published when whole, so that a killed job goes
-// on where it stopped and the result is the same bytes at any rank count.
+// on where it stopped and the result is the same bytes at any rank count. A signal that asks for a stop (base/signals.h) lets every
+// rank finish its shard.
 //
 // While it runs, DST holds job.json (what is being made) and beside each finished shard shard-N.json (what it holds); manifest.json
 // comes last and both are then removed. A rank that fails makes job.failed, at which the others stop; the next run removes it.
@@ -42,8 +43,9 @@ struct ClassReport {
   double relative_error() const { return squared_norm > 0 ? squared_error / squared_norm : -1; }
 };
 
-// On rank 0; empty elsewhere.
+// On rank 0; elsewhere stopped_by alone.
 struct StoreReport {
+  int stopped_by = 0;  // a signal: shards are left to do, shards and shards_kept count all and the finished ones
   bool already_complete = false;
   int64_t shards = 0;
   int64_t shards_kept = 0;  // found finished

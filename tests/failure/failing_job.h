@@ -82,4 +82,62 @@ inline FailedJob run_with_fault(const std::string& fault, const Words& command, 
   return job;
 }
 
+// A job that runs while the test talks to it. Ended with SIGKILL if the test leaves it behind.
+class LiveJob {
+ public:
+  explicit LiveJob(const Words& command, const Words& environment = {}) {
+    int in[2];
+    if (pipe2(in, O_CLOEXEC) != 0) throw std::runtime_error("pipe2 failed");
+    process_ = fork();
+    if (process_ == 0) {
+      dup2(in[0], STDIN_FILENO);
+      dup2(open(path("out").c_str(), O_WRONLY | O_CREAT, 0600), STDOUT_FILENO);
+      dup2(open(path("err").c_str(), O_WRONLY | O_CREAT, 0600), STDERR_FILENO);
+      for (const auto& [name, value] : mpi_environment()) setenv(name.c_str(), value.c_str(), 0);
+      for (const std::string& entry : environment) putenv(const_cast<char*>(entry.c_str()));
+      std::vector<char*> argv;
+      for (const std::string& word : command) argv.push_back(const_cast<char*>(word.c_str()));
+      argv.push_back(nullptr);
+      execvp(argv[0], argv.data());
+      _exit(127);
+    }
+    close(in[0]);
+    input_ = in[1];
+  }
+  ~LiveJob() {
+    close(input_);
+    if (process_ <= 0) return;
+    kill(process_, SIGKILL);
+    waitpid(process_, nullptr, 0);
+  }
+  LiveJob(const LiveJob&) = delete;
+  LiveJob& operator=(const LiveJob&) = delete;
+
+  std::string out() const { return read_file(path("out")); }
+  std::string err() const { return read_file(path("err")); }
+  void say(const std::string& text) { EXPECT_EQ(write(input_, text.data(), text.size()), static_cast<ssize_t>(text.size())); }
+  void signal(int number) { kill(process_, number); }
+  // Until `condition` holds; false after 30 s.
+  template <typename Condition>
+  bool wait_until(const Condition& condition) const {
+    for (const double limit = now_seconds() + 30; now_seconds() < limit; usleep(2000))
+      if (condition()) return true;
+    return false;
+  }
+  // The exit code.
+  int finish() {
+    int status = 0;
+    waitpid(process_, &status, 0);
+    process_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  }
+
+ private:
+  std::string path(const std::string& name) const { return directory_.path() + "/" + name; }
+
+  TemporaryDirectory directory_;
+  pid_t process_ = -1;
+  int input_ = -1;
+};
+
 }  // namespace pq::test
