@@ -3,6 +3,10 @@
 
 #include <openssl/evp.h>
 #include <xxhash.h>
+#if defined(__x86_64__)
+// The library picks the widest instruction set at run time: its plain entry points are compiled for SSE2.
+#include <xxh_x86dispatch.h>
+#endif
 
 #include <cstdio>
 

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <set>
 
 #include "base/error.h"
@@ -15,6 +16,7 @@ namespace pq {
 namespace {
 
 constexpr int64_t kMaxConfigBytes = 16 << 20;
+constexpr int64_t kReadBytes = 256 << 10;
 constexpr const char* kPlaneNames[kPlanes] = {"data", "scales", "zeros"};
 
 }  // namespace
@@ -77,9 +79,17 @@ WeightInfo StoreReader::info(const TensorSpec& spec) const {
 void StoreReader::read_piece(const TensorRecord& record, int plane, int64_t piece, void* out) const {
   const int64_t bytes = piece_bytes(record.spec, record.encoding, plane);
   const File& file = shards_[static_cast<size_t>(record.spec.shard)];
-  file.read_at(out, bytes, record.planes[plane].offset + piece * bytes);
-  if (!verify_) return;
-  const uint64_t sum = xxh3(out, bytes), wanted = record.planes[plane].checksums[static_cast<size_t>(piece)];
+  const int64_t offset = record.planes[plane].offset + piece * bytes;
+  if (!verify_) return file.read_at(out, bytes, offset);
+  // What has just been read is hashed while it is in the cache, and fresh pages are filled while their zeros are.
+  Xxh3Stream hash;
+  for (int64_t done = 0; done < bytes; done += kReadBytes) {
+    char* part = static_cast<char*>(out) + done;
+    const int64_t count = std::min(kReadBytes, bytes - done);
+    file.read_at(part, count, offset + done);
+    hash.update(part, count);
+  }
+  const uint64_t sum = hash.digest(), wanted = record.planes[plane].checksums[static_cast<size_t>(piece)];
   if (sum != wanted)
     throw Error(ErrorKind::input,
                 fmt::format("{}: {} of {}, piece {}, is damaged: checksum {}, the manifest says {}; copy the file again",
