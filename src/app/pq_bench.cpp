@@ -132,20 +132,22 @@ Model synthetic_model(Session& session, const BenchOptions& o) {
   return model;
 }
 
-std::vector<BenchRow> measure(const BenchOptions& o, Session& session, Model* model, const Weights& weights) {
+std::vector<BenchRow> measure(const BenchOptions& o, Session& session, Model* model, const Weights& weights, RoofMeter* meter) {
   Communicator& comm = session.comm();
   if (o.what == "comm") return bench_comm(comm, model->config.hidden, o.repetitions);
   if (o.what == "quantize")
     return bench_encode(model->config, parse_encoding("--format", o.model.recipe.format), *model->backend, comm, o.repetitions);
-  if (o.what == "load") return bench_load(model->config, *model->backend, comm, *model->source, model->plan.weights, o.repetitions);
+  if (o.what == "load")
+    return bench_load(model->config, *model->backend, comm, meter, *model->source, model->plan.weights, o.repetitions);
   if (o.what == "kernels") {
-    return bench_kernels(weights, *model->backend, comm, model->runtime.activations, model->runtime.batch, o.working_set_mib << 20,
-                         o.repetitions);
+    return bench_kernels(weights, *model->backend, comm, meter, model->runtime.activations, model->runtime.batch,
+                         o.working_set_mib << 20, o.repetitions);
   }
   const TokenCost cost = token_cost(model->config, *model->source, comm.rank(), comm.size(), o.what == "decode");
-  if (o.what == "decode") return bench_decode(*model->transformer, comm, o.depth, o.sequences, o.steps, cost);
+  if (o.what == "decode") return bench_decode(*model->transformer, comm, meter, o.depth, o.sequences, o.steps, cost);
   std::vector<BenchRow> rows;
-  for (const int64_t tokens : o.prompts) rows.push_back(bench_prefill(*model->transformer, comm, tokens, o.repetitions, cost));
+  for (const int64_t tokens : o.prompts)
+    rows.push_back(bench_prefill(*model->transformer, comm, meter, tokens, o.repetitions, cost));
   return rows;
 }
 
@@ -192,9 +194,13 @@ int run(Session& session, int argc, char** argv) {
   // What is timed reports nothing, except steps of a model.
   enter_phase(Phase::measure);
   report.before = measure_roofs(comm, on, model.backend->name(), roof_bytes);
+  std::optional<RoofMeter> meter;
+  if (o.what != "comm" && o.what != "quantize") meter.emplace(comm, on, model.backend->name(), report.before, roof_bytes / 4);
+  report.metered_bytes = meter ? meter->bytes() : 0;
   const bool anew = try_reset_peak_resident();
-  report.rows = measure(o, session, &model, weights);
-  const int64_t peak = std::max(loaded, proc_bytes("/proc/self/status", anew ? "VmHWM" : "VmRSS"));
+  report.rows = measure(o, session, &model, weights, meter ? &*meter : nullptr);
+  const int64_t peak = std::max(loaded, proc_bytes("/proc/self/status", anew ? "VmHWM" : "VmRSS") - report.metered_bytes);
+  meter.reset();
   enter_phase(Phase::measure);
   report.after = measure_roofs(comm, on, model.backend->name(), roof_bytes);
   report.peak_rss_bytes = gathered(comm, peak);

@@ -31,19 +31,31 @@ void run_prompt(Transformer& model, int64_t slot, int64_t tokens, Random* random
   }
 }
 
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t middle = values.size() / 2;
+  return values.size() % 2 == 1 ? values[middle] : 0.5 * (values[middle - 1] + values[middle]);
+}
+
+double median_fraction(int64_t work, const std::vector<double>& seconds, const std::vector<double>& roof) {
+  if (roof.empty()) return 0;
+  std::vector<double> fractions;
+  for (size_t i = 0; i < roof.size(); ++i) fractions.push_back(static_cast<double>(work) / seconds[i] / roof[i]);
+  return median(fractions);
+}
+
 }  // namespace
 
-double BenchRow::median_seconds() const {
-  std::vector<double> sorted = seconds;
-  std::sort(sorted.begin(), sorted.end());
-  const size_t middle = sorted.size() / 2;
-  return sorted.size() % 2 == 1 ? sorted[middle] : 0.5 * (sorted[middle - 1] + sorted[middle]);
-}
+double BenchRow::median_seconds() const { return median(seconds); }
+
+double BenchRow::read_fraction() const { return median_fraction(bytes, seconds, read); }
+double BenchRow::dot_fraction() const { return median_fraction(macs, seconds, dot); }
 
 Roofs BenchReport::roofs() const {
   Roofs best = before;
   if (after.read_bytes_per_second > best.read_bytes_per_second) {
     best.read_bytes_per_second = after.read_bytes_per_second;
+    best.pattern = after.pattern;
     best.read_pattern = after.read_pattern;
   }
   best.macs_per_second = std::max(best.macs_per_second, after.macs_per_second);
@@ -56,17 +68,16 @@ Roofs measure_roofs(Communicator& comm, const BackendOptions& options, const std
   {
     const ReadRoof memory(bytes, &pool);
     const double read = static_cast<double>(sum_over_ranks(comm, memory.bytes()));
-    int best = 0;
     const auto pass = [&](int pattern) {
       const double rate = read / timed(comm, [&] { memory.read(pattern); });
       if (rate <= roofs.read_bytes_per_second) return;
       roofs.read_bytes_per_second = rate;
-      best = pattern;
+      roofs.pattern = pattern;
     };
     for (int i = 0; i < kPatternPasses; ++i)
       for (int pattern = 0; pattern < memory.patterns(); ++pattern) pass(pattern);
-    for (int i = 0; i < kBestPasses; ++i) pass(best);
-    roofs.read_pattern = memory.name(best);
+    for (int i = 0; i < kBestPasses; ++i) pass(roofs.pattern);
+    roofs.read_pattern = memory.name(roofs.pattern);
   }
   const DotRoof dot(backend, &pool);
   const double macs = static_cast<double>(sum_over_ranks(comm, dot.macs()));
@@ -75,6 +86,42 @@ Roofs measure_roofs(Communicator& comm, const BackendOptions& options, const std
   roofs.dot_instruction = dot.instruction();
   return roofs;
 }
+
+struct RoofMeter::Impl {
+  Impl(Communicator& c, const BackendOptions& options, const std::string& backend, const Roofs& roofs, int64_t bytes)
+      : comm(c),
+        pool(options.threads, options.pin, options.spin),
+        memory(bytes, &pool),
+        products(backend, &pool),
+        pattern(roofs.pattern) {
+    total_bytes = static_cast<double>(sum_over_ranks(comm, memory.bytes()));
+    total_macs = static_cast<double>(sum_over_ranks(comm, products.macs()));
+  }
+
+  Communicator& comm;
+  ThreadPool pool;
+  ReadRoof memory;
+  DotRoof products;
+  int pattern;
+  double total_bytes;
+  double total_macs;
+};
+
+RoofMeter::RoofMeter(Communicator& comm, const BackendOptions& options, const std::string& backend, const Roofs& roofs,
+                     int64_t bytes)
+    : impl_(std::make_unique<Impl>(comm, options, backend, roofs, bytes)) {}
+
+RoofMeter::~RoofMeter() = default;
+
+double RoofMeter::read() {
+  return impl_->total_bytes / timed(impl_->comm, [&] { impl_->memory.read(impl_->pattern); });
+}
+
+double RoofMeter::dot() {
+  return impl_->total_macs / timed(impl_->comm, [&] { impl_->products.run(); });
+}
+
+int64_t RoofMeter::bytes() const { return impl_->memory.bytes(); }
 
 TokenCost token_cost(const ModelConfig& config, const WeightSource& source, int rank, int ranks, bool head) {
   TokenCost cost;
@@ -90,8 +137,8 @@ TokenCost token_cost(const ModelConfig& config, const WeightSource& source, int 
   return cost;
 }
 
-std::vector<BenchRow> bench_decode(Transformer& model, Communicator& comm, int64_t depth, const std::vector<int64_t>& sequences,
-                                   int64_t steps, TokenCost cost) {
+std::vector<BenchRow> bench_decode(Transformer& model, Communicator& comm, RoofMeter* meter, int64_t depth,
+                                   const std::vector<int64_t>& sequences, int64_t steps, TokenCost cost) {
   Random random(1);
   const int64_t slots = *std::max_element(sequences.begin(), sequences.end());
   std::vector<int64_t> positions(static_cast<size_t>(slots), std::max<int64_t>(depth, 1));
@@ -113,20 +160,25 @@ std::vector<BenchRow> bench_decode(Transformer& model, Communicator& comm, int64
         step.spans.push_back({slot, 1, positions[static_cast<size_t>(slot)]++, slot});
         step.logit_rows.push_back(static_cast<int32_t>(slot));
       }
+      row.read.push_back(meter->read());
+      row.dot.push_back(meter->dot());
       row.seconds.push_back(timed(comm, [&] { model.run(step, [](int64_t, const float*) {}); }));
     }
   }
   return rows;
 }
 
-BenchRow bench_prefill(Transformer& model, Communicator& comm, int64_t tokens, int64_t repetitions, TokenCost cost) {
+BenchRow bench_prefill(Transformer& model, Communicator& comm, RoofMeter* meter, int64_t tokens, int64_t repetitions,
+                       TokenCost cost) {
   BenchRow row;
   row.name = fmt::format("prefill {}", tokens);
   row.tokens = tokens;
   row.macs = sum_over_ranks(comm, cost.macs) * tokens;
   for (int64_t i = 0; i < repetitions; ++i) {
     Random random(static_cast<uint64_t>(i));
+    const double before = meter->dot();
     row.seconds.push_back(timed(comm, [&] { run_prompt(model, 0, tokens, &random); }));
+    row.dot.push_back(0.5 * (before + meter->dot()));
   }
   return row;
 }
@@ -152,14 +204,15 @@ std::vector<BenchRow> bench_comm(Communicator& comm, int64_t hidden, int64_t rep
   return rows;
 }
 
-std::vector<BenchRow> bench_load(const ModelConfig& config, Backend& backend, Communicator& comm, WeightSource& source,
-                                 int64_t weight_bytes, int64_t repetitions) {
+std::vector<BenchRow> bench_load(const ModelConfig& config, Backend& backend, Communicator& comm, RoofMeter* meter,
+                                 WeightSource& source, int64_t weight_bytes, int64_t repetitions) {
   std::vector<BenchRow> rows(2);
   rows[0].name = "load, first";
   rows[1].name = "load again";
   for (BenchRow& row : rows) row.bytes = sum_over_ranks(comm, weight_bytes);
   for (int64_t i = 0; i <= repetitions; ++i) {
     Weights weights;
+    rows[i == 0 ? 0 : 1].read.push_back(meter->read());
     rows[i == 0 ? 0 : 1].seconds.push_back(
         timed(comm, [&] { weights = load_weights(config, backend, source, comm.rank(), comm.size(), nullptr); }));
   }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -22,14 +23,22 @@ struct BenchRow {
   int64_t bytes = 0;            // weight bytes a repetition must read, all ranks
   int64_t macs = 0;             // int8 multiply-adds a repetition must do, all ranks
   int64_t weights = 0;          // a repetition encodes, all ranks
+  std::vector<double> read;     // bytes/s that RoofMeter read around each repetition; or empty
+  std::vector<double> dot;      // multiply-adds/s around each repetition; or empty
   double relative_error = 0;    // of the encoded weights: sum of squared differences over sum of squares
   double median_seconds() const;
+  // Medians over the repetitions of the rate at which `bytes` were read and `macs` done, as fractions of what the machine gave at
+  // that moment; 0 where it was not metered. What a shared machine gives can halve within seconds: a roof measured once says
+  // little.
+  double read_fraction() const;
+  double dot_fraction() const;
 };
 
 // What the ranks can do at most, all of them working at once: the work of all over the time of the slowest, best pass of several.
 struct Roofs {
   double read_bytes_per_second = 0;
-  std::string read_pattern;  // that was best
+  int pattern = 0;           // of ReadRoof that was best
+  std::string read_pattern;  // its name
   double macs_per_second = 0;
   std::string dot_instruction;
 };
@@ -41,6 +50,7 @@ struct BenchReport {
   int64_t weight_bytes = 0;  // that the model takes, every tensor counted once
   Roofs before;              // the measurements
   Roofs after;
+  int64_t metered_bytes = 0;  // a rank, by RoofMeter; 0 where nothing was metered
   std::vector<BenchRow> rows;
   std::vector<int64_t> peak_rss_bytes;  // by rank
   std::vector<int64_t> planned_bytes;   // by rank; 0 where no plan applies
@@ -53,6 +63,25 @@ struct BenchReport {
 // returns; as many as must come from memory and not from a cache.
 Roofs measure_roofs(Communicator& comm, const BackendOptions& options, const std::string& backend, int64_t bytes);
 
+// The limits of the moment, of all ranks together: one pass over `bytes` of memory of each rank in the best pattern of `roofs`, and
+// a train of dot products.
+class RoofMeter {
+ public:
+  // Collective. Holds the memory, which is to exceed the caches; the other arguments as measure_roofs.
+  RoofMeter(Communicator& comm, const BackendOptions& options, const std::string& backend, const Roofs& roofs, int64_t bytes);
+  ~RoofMeter();
+  // Collective: bytes/s.
+  double read();
+  // Collective: multiply-adds/s.
+  double dot();
+  // That this rank holds.
+  int64_t bytes() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
 // Weight bytes a decoded token must read on this rank, and multiply-adds a token costs on this rank (head included when `head`).
 struct TokenCost {
   int64_t bytes = 0;
@@ -63,25 +92,26 @@ TokenCost token_cost(const ModelConfig& config, const WeightSource& source, int 
 // For each number of sequences, `steps` steps of one token of each after prompts of `depth` tokens, one repetition a step, whole
 // logits to rank 0. Steps of the rows take turns, so that a disturbance of the machine meets all. A model has as many slots as the
 // largest number, and a context of max(depth, 1) + steps * sequences.size().
-std::vector<BenchRow> bench_decode(Transformer& model, Communicator& comm, int64_t depth, const std::vector<int64_t>& sequences,
-                                   int64_t steps, TokenCost cost);
+std::vector<BenchRow> bench_decode(Transformer& model, Communicator& comm, RoofMeter* meter, int64_t depth,
+                                   const std::vector<int64_t>& sequences, int64_t steps, TokenCost cost);
 
 // A prompt of `tokens` tokens from an empty slot in steps of the batch, logits of the last row; `repetitions` times.
-BenchRow bench_prefill(Transformer& model, Communicator& comm, int64_t tokens, int64_t repetitions, TokenCost cost);
+BenchRow bench_prefill(Transformer& model, Communicator& comm, RoofMeter* meter, int64_t tokens, int64_t repetitions,
+                       TokenCost cost);
 
 // The products of a step with 1, 2, 4, 8 and `batch` tokens a pass. First every different product by itself (rows, columns, units
 // and format; of the slice of this rank), its matrices copied until they fill `working_set_bytes` so that they come from memory.
 // Then all products of a step in order.
-std::vector<BenchRow> bench_kernels(const Weights& weights, Backend& backend, Communicator& comm, ActivationMode mode,
-                                    int64_t batch, int64_t working_set_bytes, int64_t repetitions);
+std::vector<BenchRow> bench_kernels(const Weights& weights, Backend& backend, Communicator& comm, RoofMeter* meter,
+                                    ActivationMode mode, int64_t batch, int64_t working_set_bytes, int64_t repetitions);
 
 // All-reduce of one residual row and of a batch of 256 of them.
 std::vector<BenchRow> bench_comm(Communicator& comm, int64_t hidden, int64_t repetitions);
 
 // Each rank's slice from `source` into backend memory: the first time, and `repetitions` times more. `weight_bytes` are this
 // rank's.
-std::vector<BenchRow> bench_load(const ModelConfig& config, Backend& backend, Communicator& comm, WeightSource& source,
-                                 int64_t weight_bytes, int64_t repetitions);
+std::vector<BenchRow> bench_load(const ModelConfig& config, Backend& backend, Communicator& comm, RoofMeter* meter,
+                                 WeightSource& source, int64_t weight_bytes, int64_t repetitions);
 
 // Every rank encodes normal weights at each number of inputs that a matrix of `config` has, polar formats with and without scale
 // search. `encoding` is polar or int4.

@@ -152,8 +152,8 @@ std::string tokens_text(int64_t tokens) { return fmt::format("{} token{}", token
 
 }  // namespace
 
-std::vector<BenchRow> bench_kernels(const Weights& weights, Backend& backend, Communicator& comm, ActivationMode mode,
-                                    int64_t batch, int64_t working_set_bytes, int64_t repetitions) {
+std::vector<BenchRow> bench_kernels(const Weights& weights, Backend& backend, Communicator& comm, RoofMeter* meter,
+                                    ActivationMode mode, int64_t batch, int64_t working_set_bytes, int64_t repetitions) {
   const std::vector<Product> all = products(weights);
   // Rank 0 says which products are alike: a rank may own no rows of the head, and all must make the same rows.
   std::vector<int> group(all.size());
@@ -187,8 +187,11 @@ std::vector<BenchRow> bench_kernels(const Weights& weights, Backend& backend, Co
       row.macs = macs * tokens;
       const int64_t calls = std::max<int64_t>(1, std::min(kTrainBytes, working_set_bytes) / std::max<int64_t>(bytes, 1) / tokens);
       multiply(1, tokens);
-      for (int64_t i = 0; i < repetitions; ++i)
+      for (int64_t i = 0; i < repetitions; ++i) {
+        row.read.push_back(meter->read());
+        row.dot.push_back(meter->dot());
         row.seconds.push_back(timed(comm, [&] { multiply(calls, tokens); }) / static_cast<double>(calls));
+      }
       rows.push_back(row);
     }
   }
@@ -207,6 +210,8 @@ std::vector<BenchRow> bench_kernels(const Weights& weights, Backend& backend, Co
     row.bytes = bytes;
     row.macs = macs * tokens;
     for (int64_t i = 0; i < repetitions; ++i) {
+      row.read.push_back(meter->read());
+      row.dot.push_back(meter->dot());
       row.seconds.push_back(timed(comm, [&] {
         for (const Product& p : all) inputs.multiply(p, tokens);
         backend.synchronize();

@@ -9,8 +9,6 @@
 namespace pq {
 namespace {
 
-double ratio(double value, double of) { return of > 0 ? value / of : 0; }
-
 // One column of every format: the value of a row, 0 where it means nothing.
 struct Column {
   const char* heading;  // Markdown
@@ -31,15 +29,9 @@ constexpr Column kColumns[] = {
     {"GB/s", "gb_per_second", 2, [](const BenchRow& row, const BenchReport&) { return per_second(row.bytes, row) / 1e9; }},
     {"GB/s a rank", "gb_per_second_per_rank", 2,
      [](const BenchRow& row, const BenchReport& report) { return per_second(row.bytes, row) / 1e9 / report.ranks; }},
-    {"of read roof", "read_fraction", 3,
-     [](const BenchRow& row, const BenchReport& report) {
-       return ratio(per_second(row.bytes, row), report.roofs().read_bytes_per_second);
-     }},
+    {"of read roof", "read_fraction", 3, [](const BenchRow& row, const BenchReport&) { return row.read_fraction(); }},
     {"GMAC/s", "gmacs_per_second", 1, [](const BenchRow& row, const BenchReport&) { return per_second(row.macs, row) / 1e9; }},
-    {"of dot roof", "dot_fraction", 3,
-     [](const BenchRow& row, const BenchReport& report) {
-       return ratio(per_second(row.macs, row), report.roofs().macs_per_second);
-     }},
+    {"of dot roof", "dot_fraction", 3, [](const BenchRow& row, const BenchReport&) { return row.dot_fraction(); }},
     {"M weights/s a thread", "mweights_per_second_per_thread", 1,
      [](const BenchRow& row, const BenchReport& report) {
        return per_second(row.weights, row) / 1e6 / (report.ranks * report.threads);
@@ -56,6 +48,7 @@ std::string markdown(const BenchReport& report, const std::string& title) {
   out += fmt::format("Before and after the measurements: {:.1f} and {:.1f} GB/s, {:.0f} and {:.0f} GMAC/s.\n",
                      report.before.read_bytes_per_second / 1e9, report.after.read_bytes_per_second / 1e9,
                      report.before.macs_per_second / 1e9, report.after.macs_per_second / 1e9);
+  if (report.metered_bytes > 0) out += "Fractions are of what the machine gave around each repetition; the median counts.\n";
   if (report.weights > 0) {
     out += fmt::format("Weights: {:.1f} M, {:.3f} bits each over all tensors.\n", static_cast<double>(report.weights) / 1e6,
                        8.0 * static_cast<double>(report.weight_bytes) / static_cast<double>(report.weights));
@@ -115,8 +108,8 @@ std::string json(const BenchReport& report, const std::string& title) {
   out["roofs_after"] = to_json(report.after);
   out["rows"] = nlohmann::ordered_json::array();
   for (const BenchRow& row : report.rows) {
-    nlohmann::ordered_json entry = {{"name", row.name},   {"seconds", row.seconds}, {"tokens", row.tokens},
-                                    {"bytes", row.bytes}, {"macs", row.macs},       {"weights", row.weights}};
+    nlohmann::ordered_json entry = {{"name", row.name},     {"seconds", row.seconds}, {"read", row.read}, {"dot", row.dot},
+                                    {"tokens", row.tokens}, {"bytes", row.bytes},     {"macs", row.macs}, {"weights", row.weights}};
     for (const Column& column : kColumns) entry[column.key] = column.value(row, report);
     out["rows"].push_back(entry);
   }

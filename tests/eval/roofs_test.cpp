@@ -64,12 +64,42 @@ TEST(Roofs, AreTheSameOnEveryRank) {
 
 TEST(Roofs, OfAReportAreTheBetterOfBeforeAndAfter) {
   BenchReport report;
-  report.before = {3e9, "a", 5e9, "avx2"};
-  report.after = {4e9, "b", 2e9, "avx2"};
+  report.before = {3e9, 1, "a", 5e9, "avx2"};
+  report.after = {4e9, 2, "b", 2e9, "avx2"};
   const Roofs best = report.roofs();
   EXPECT_EQ(best.read_bytes_per_second, 4e9);
+  EXPECT_EQ(best.pattern, 2);
   EXPECT_EQ(best.read_pattern, "b");
   EXPECT_EQ(best.macs_per_second, 5e9);
+}
+
+TEST(RoofMeter, ReadsTheSameOnEveryRank) {
+  double read[2] = {}, dot[2] = {};
+  run_threads(2, [&](Communicator& comm) {
+    Roofs roofs;
+    roofs.pattern = 3;
+    RoofMeter meter(comm, {.threads = 1}, "cpu (avx2, 1 thread)", roofs, 1 << 20);
+    EXPECT_GE(meter.bytes(), 1 << 20);
+    read[comm.rank()] = meter.read();
+    dot[comm.rank()] = meter.dot();
+  });
+  EXPECT_GT(read[0], 0);
+  EXPECT_GT(dot[0], 0);
+  EXPECT_EQ(read[0], read[1]);
+  EXPECT_EQ(dot[0], dot[1]);
+}
+
+TEST(RoofMeter, FractionsAreOfTheMoment) {
+  BenchRow row;
+  row.seconds = {1, 2, 4};
+  row.bytes = 800;
+  row.macs = 80;
+  EXPECT_EQ(row.read_fraction(), 0);
+  EXPECT_EQ(row.dot_fraction(), 0);
+  row.read = {1000, 500, 1000};  // 800, 400 and 200 bytes/s were reached
+  EXPECT_EQ(row.read_fraction(), 0.8);
+  row.dot = {320, 100, 20};  // 80, 40 and 20
+  EXPECT_EQ(row.dot_fraction(), 0.4);
 }
 
 }  // namespace
