@@ -26,6 +26,8 @@ class File {
   int64_t size() const;
   // Reads exactly `bytes` at `offset`; a short file is ErrorKind::input, a refusal of the system ErrorKind::io.
   void read_at(void* data, int64_t bytes, int64_t offset) const;
+  // Reads what the system can give without waiting for the disk, from `offset` on; the number of bytes, 0 where it cannot tell.
+  int64_t read_cached(void* data, int64_t bytes, int64_t offset) const;
   // Writes exactly `bytes` at `offset`.
   void write_at(const void* data, int64_t bytes, int64_t offset);
   // Hints, which cannot fail: the system starts to read a range, which may reach beyond the end, or to bring all written so far to

@@ -99,6 +99,20 @@ TEST(DTypes, NamesAreInverse) {
   EXPECT_FALSE(try_parse_dtype("F8_E4M3", &parsed));
 }
 
+TEST(Files, CachedReadGivesAPrefixOrNothing) {
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("ten");
+  write_file_atomically(path, "0123456789");
+  const File file = File::open_read(path);
+  char data[20] = "xxxxxxxxxxxx";
+  // How much is cached, and whether the file system tells, is not ours to say.
+  const int64_t count = file.read_cached(data, 8, 2);
+  ASSERT_GE(count, 0);
+  ASSERT_LE(count, 8);
+  EXPECT_EQ(std::string(data, static_cast<size_t>(count)), std::string("23456789").substr(0, static_cast<size_t>(count)));
+  EXPECT_EQ(file.read_cached(data, 8, 10), 0);
+}
+
 TEST(Files, ShortFileNamesBothSizes) {
   const TemporaryDirectory directory;
   const std::string path = directory.file("ten");
