@@ -49,6 +49,7 @@ void on_crash(int signal, siginfo_t* info, void*) {
   line << (info->si_code <= 0 && info->si_pid != getpid() ? "ended by " : "crashed with ") << signal_name(signal) << " in ";
   say_where(line);
   say_last_words({line.data(), line.size()});
+  expect_end(kSignalCode + signal);
   std::signal(signal, SIG_DFL);
   raise(signal);
 }
@@ -58,6 +59,7 @@ void on_crash(int signal, siginfo_t* info, void*) {
   line << "ended by " << signal_name(signal) << " in ";
   say_where(line);
   say_last_words({line.data(), line.size()});
+  expect_end(stop_exit_code(signal));
   _exit(stop_exit_code(signal));
 }
 
@@ -95,6 +97,7 @@ void on_terminate() {
   } catch (...) {
   }
   say_last_words("internal error: " + what);
+  expect_end(static_cast<int>(ErrorKind::internal));
   _exit(static_cast<int>(ErrorKind::internal));
 }
 
@@ -104,6 +107,7 @@ void on_exit_call() {
   line << "exit was called in ";
   say_where(line);
   say_last_words({line.data(), line.size()});
+  expect_end(static_cast<int>(ErrorKind::internal));
   _exit(static_cast<int>(ErrorKind::internal));
 }
 

@@ -346,7 +346,7 @@ int run_program(const std::string& program, int argc, char** argv, const std::fu
     if (environment_number("SLURM_PROCID", 0) == 0) say_last_words(error.what());
     return error.exit_code();
   } catch (const std::exception& error) {
-    say_last_words(error.what());
+    say_last_words(error.what() + where_text());
     return static_cast<int>(kind_of(error));
   }
 }

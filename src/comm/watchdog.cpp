@@ -31,8 +31,6 @@ constexpr double kLongestTick = 1;
 constexpr double kTicksALimit = 10;
 // A rank that ends with a line of its own has said it before it is gone; a rank of another node may take this long to have its say.
 constexpr auto kGrace = std::chrono::milliseconds(100);
-// The launcher has ended the survivors of a dead rank after 1 to 2 s.
-constexpr auto kLauncherTime = std::chrono::milliseconds(2500);
 
 // The letter of /proc/PID/stat; '?' when unknown.
 char process_state(int process) {
@@ -82,10 +80,9 @@ Watchdog::Watchdog(double limit_seconds, bool one_node, std::function<void(int)>
   pthread_sigmask(SIG_SETMASK, &all, &before);
   try {
     thread_ = std::thread([this] { run(); });
-  } catch (...) {
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  } catch (const std::system_error& error) {
     close(wake_);
-    throw;
+    throw Error(ErrorKind::environment, std::string("cannot start the watchdog's thread: ") + error.what());
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
@@ -165,9 +162,8 @@ void Watchdog::on_death(const Peer& peer) {
   line << "rank " << int64_t{record.rank} << " on " << host_name() << " ended without a word in " << activity_of(record)
        << "; killed, perhaps for lack of memory";
   say_last_words({line.data(), line.size()});
-  // The launcher ends this rank, and its exit code is then that of the rank that died first.
-  std::this_thread::sleep_for(kLauncherTime);
-  end_job_(code);
+  // Not by MPI_Abort: the launcher has the dead rank's code for the job.
+  _exit(code);
 }
 
 // A rank is to blame when it has not changed for the limit and waits for nobody. When all that owe progress wait for each other,

@@ -206,5 +206,28 @@ TEST_F(GeneratorTest, LogitsOfEveryPositionAreSeenWhenAsked) {
   for (size_t i = 0; i < positions.size(); ++i) EXPECT_EQ(positions[i], static_cast<int64_t>(i));
 }
 
+// A stop is asked for between steps: in the middle of a prompt what has run stays held and the next call goes on from there.
+TEST_F(GeneratorTest, StopsBetweenSteps) {
+  int asked = 0;
+  GenerationRequest request{.prompt = kPrompt, .max_tokens = 5};
+  request.should_stop = [&] { return ++asked == 3; };  // before the prompt and after each chunk
+  const auto stopped = generate(request);
+  EXPECT_EQ(stopped.reason, StopReason::interrupted);
+  EXPECT_TRUE(stopped.tokens.empty());
+  EXPECT_EQ(stopped.prefill_tokens, 8);
+  EXPECT_EQ(generator.held().size(), 8u);
+
+  request.should_stop = nullptr;
+  const auto whole = generate(request);
+  EXPECT_EQ(whole.reused_tokens, 8);
+  EXPECT_EQ(whole.tokens, expected_tokens(kPrompt, 5));
+
+  asked = 0;
+  request.should_stop = [&] { return ++asked == 7; };  // four times in the prompt, then after each token
+  const auto cut = generate(request);
+  EXPECT_EQ(cut.reason, StopReason::interrupted);
+  EXPECT_EQ(cut.tokens, expected_tokens(kPrompt, 3));
+}
+
 }  // namespace
 }  // namespace pq

@@ -7,6 +7,7 @@
 
 #include <ctime>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -34,16 +35,19 @@ struct FailedJob {
 };
 
 // Living processes whose environment holds `entry`. A zombie's is empty.
-inline int processes_with(const std::string& entry) {
-  int count = 0;
+inline std::vector<pid_t> pids_with(const std::string& entry) {
+  std::vector<pid_t> pids;
   std::error_code ignored;
   for (const auto& process : std::filesystem::directory_iterator("/proc", ignored)) {
     const std::string name = process.path().filename().string();
     if (name.find_first_not_of("0123456789") != std::string::npos) continue;
-    if (read_file(process.path().string() + "/environ").find(entry) != std::string::npos) ++count;
+    if (read_file(process.path().string() + "/environ").find(entry) != std::string::npos)
+      pids.push_back(static_cast<pid_t>(std::stoi(name)));
   }
-  return count;
+  return pids;
 }
+
+inline size_t processes_with(const std::string& entry) { return pids_with(entry).size(); }
 
 inline double now_seconds() {
   timespec now{};

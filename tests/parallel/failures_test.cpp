@@ -47,6 +47,29 @@ TEST_P(Failures, OneRankFails) {
   }
 }
 
+// Unchecked, a rank that ends early leaves the others to the watchdog; checked, every kind of divergence names both calls.
+TEST(Failures, DivergenceIsAnErrorAndNoHang) {
+  for (const int ranks : {2, 4}) {
+    const std::string last = std::to_string(ranks - 1);
+    const auto hang = test::run_process(test::program_command(ranks, "failures_main", {"end", last}));
+    EXPECT_EQ(hang.code, 75) << hang.err;
+    EXPECT_LT(hang.seconds, kPromptSeconds);
+    ASSERT_EQ(test::lines_of(hang.err).size(), 1u) << hang.err;
+    EXPECT_THAT(hang.err, HasSubstr("no progress for 1 s in "));
+    const std::pair<const char*, std::string> kinds[] = {
+        {"operation", "barrier of 0"}, {"count", "all_reduce of 2"}, {"end", "finalize of 0"}};
+    for (const auto& [where, call] : kinds) {
+      const auto checked = test::run_process(test::program_command(ranks, "failures_main", {where, last, "--check-collectives"}));
+      EXPECT_EQ(checked.code, 70) << checked.err;
+      EXPECT_LT(checked.seconds, kPromptSeconds);
+      ASSERT_EQ(test::lines_of(checked.err).size(), 1u) << checked.err;
+      // One exchange of agree and 50 steps come before.
+      EXPECT_THAT(checked.err, HasSubstr("rank 0 calls all_reduce of 1 as its collective 52 in start, but rank " + last +
+                                         " calls " + call + " as its collective 52"));
+    }
+  }
+}
+
 TEST(Failures, EveryRankFailsInAgreement) {
   for (const int ranks : {2, 4}) {
     const auto result = test::run_process(test::program_command(ranks, "failures_main", {"agree", "all"}));
