@@ -212,7 +212,8 @@ void Watchdog::report_stall(int place, double limit) {
     if (waits_for == kWaitsForAny) line << "; waits for the other ranks";
     if (waits_for >= 0) line << "; waits for rank " << int64_t{waits_for};
     for (int other = 0; waits_for >= 0 && other < board.records; ++other)
-      if (board.record[other].rank == waits_for) line << ", which is in " << activity_of(board.record[other]);
+      if (board.record[other].rank == waits_for)
+        line << ", which is in " << activity_of(board.record[other]) << state_text(process_state(board.record[other].process));
   } else {
     if (activity_of(mine).owes_progress() && mine.waits_for != kWaitsForNobody) line << activity_of(mine) << ": waits for ";
     line << "rank " << int64_t{record.rank} << ", which is in " << activity_of(record) << " on " << host_name()

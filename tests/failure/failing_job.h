@@ -65,12 +65,11 @@ inline bool is_news_of_a_healthy_run(const std::string& line) {
   return text.rfind("rank ", 0) == 0 && text.find(" weights, ") != std::string::npos;
 }
 
-// Runs `command` with PQ_FAULT=`fault` and more environment.
-inline FailedJob run_with_fault(const std::string& fault, const Words& command, const Words& environment = {}) {
+// Runs `command` with PQ_FAULT=`fault`.
+inline FailedJob run_with_fault(const std::string& fault, const Words& command) {
   TemporaryDirectory directory;
   const std::string mark = directory.path() + "/acted";
   Words words = {"env", "PQ_FAULT=" + fault, "PQ_FAULT_MARK=" + mark};
-  words.insert(words.end(), environment.begin(), environment.end());
   words.insert(words.end(), command.begin(), command.end());
   FailedJob job;
   job.result = run_process(words, "", 60);
