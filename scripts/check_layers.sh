@@ -23,8 +23,8 @@ find src kernels -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -nam
     # Third-party headers: a pattern, and the pattern of the files that may include them.
     outside["^mpi\\.h$"]                  = "^src/comm/"
     outside["^hdf5"]                      = "^src/(store/shard_store|eval/logits_file)[a-z_]*\\.cpp$"
-    outside["^nlohmann/json_fwd"]         = "^src/(store|text|eval|serve|app)/"
-    outside["^nlohmann/json\\.hpp"]       = "^src/(store|text|eval|serve|app)/.*\\.cpp$|^src/(model/config|engine/generation_config)\\.cpp$"
+    outside["^nlohmann/json_fwd"]         = "^src/(base/strict_json|store/|text/|eval/|serve/|app/)"
+    outside["^nlohmann/json\\.hpp"]       = "^src/(store|text|eval|serve|app)/.*\\.cpp$|^src/(base/strict_json|model/config|engine/generation_config)\\.cpp$"
     outside["^CLI/"]                      = "^src/app/.*\\.cpp$"
     outside["^(cuda|cublas|nccl)"]        = "^kernels/cuda/|^src/comm/nccl_comm\\.cpp$"
     outside["^(ranges|format|expected|source_location)$"] = "^$"

@@ -7,13 +7,13 @@
 #include "base/activity.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/limits.h"
 #include "base/log.h"
 #include "base/signals.h"
 
 namespace pq {
 namespace {
 
-constexpr int64_t kMaxTemplateBytes = 4 << 20;
 constexpr const char* kCommands = "/reset forgets the chat, /think on|off switches reasoning, /exit ends";
 
 std::vector<ChatMessage> opening_messages(const ChatSettings& settings) {

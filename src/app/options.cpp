@@ -10,13 +10,13 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/limits.h"
 
 namespace pq {
 namespace {
 
 constexpr size_t kHelpColumn = 32;
 constexpr const char* kLastGroup = "Other";
-constexpr int64_t kMaxPolicyBytes = 1 << 20;
 
 // One line a flag, one line a group, no blank lines: help fits its screen.
 class CompactFormatter : public CLI::Formatter {

@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "base/limits.h"
 #include "base/log.h"
 #include "comm/session.h"
 #include "engine/step_loop.h"
@@ -27,8 +28,6 @@
 
 namespace pq {
 namespace {
-
-constexpr int64_t kMaxTextBytes = int64_t{1} << 30;
 
 struct PplOptions {
   ModelFlags model;

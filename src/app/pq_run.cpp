@@ -18,6 +18,7 @@
 #include "base/activity.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/limits.h"
 #include "base/log.h"
 #include "base/signals.h"
 #include "engine/generation_config.h"
@@ -25,8 +26,6 @@
 
 namespace pq {
 namespace {
-
-constexpr int64_t kMaxPromptBytes = int64_t{1} << 30;
 
 struct RunOptions {
   ModelFlags model;
@@ -145,7 +144,7 @@ Text prepare_text(const RunOptions& o, const Model& model) {
   Text text;
   text.prompt = o.prompt;
   if (!o.prompt_path.empty()) {
-    text.prompt = read_text_file(o.prompt_path, kMaxPromptBytes);
+    text.prompt = read_text_file(o.prompt_path, kMaxTextBytes);
     if (!text.prompt->empty() && text.prompt->back() == '\n') text.prompt->pop_back();
   }
   const bool terminal = stdin_is_terminal();

@@ -140,6 +140,11 @@ bool is_directory(const std::string& path) {
   return ::stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
 }
 
+bool is_plain_file_name(const std::string& name) {
+  if (name.empty() || name == "." || name == "..") return false;
+  return std::none_of(name.begin(), name.end(), [](unsigned char c) { return c == '/' || c == '\\' || c < 0x20; });
+}
+
 std::string read_text_file(const std::string& path, int64_t limit_bytes) {
   const File file = File::open_read(path);
   const int64_t bytes = file.size();

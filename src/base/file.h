@@ -46,6 +46,9 @@ class File {
 bool path_exists(const std::string& path);
 bool is_directory(const std::string& path);
 
+// A name that a file may give another one of its directory: not empty, no separator, no control character, not "." or "..".
+bool is_plain_file_name(const std::string& name);
+
 // Whole file as bytes; ErrorKind::input when larger than `limit_bytes`.
 std::string read_text_file(const std::string& path, int64_t limit_bytes);
 

@@ -2,6 +2,7 @@
 #include "base/tensor.h"
 
 #include "base/error.h"
+#include "base/limits.h"
 
 namespace pq {
 namespace {
@@ -40,7 +41,7 @@ int64_t checked_count(const std::vector<int64_t>& shape) {
   int64_t count = 1;
   for (const int64_t dim : shape) {
     int64_t product = 0;
-    if (dim < 0 || __builtin_mul_overflow(count, dim, &product) || product > (int64_t{1} << 62))
+    if (dim < 0 || __builtin_mul_overflow(count, dim, &product) || product > kMaxTensorElements)
       throw Error(ErrorKind::input, "shape " + shape_text(shape) + " has a negative or too large dimension");
     count = product;
   }

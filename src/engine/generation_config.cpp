@@ -7,12 +7,12 @@
 
 #include "base/error.h"
 #include "base/file.h"
-#include "store/strict_json.h"
+#include "base/limits.h"
+#include "base/strict_json.h"
 
 namespace pq {
 namespace {
 
-constexpr int64_t kMaxFileBytes = 1 << 20;
 constexpr int64_t kMaxTokenId = std::numeric_limits<int32_t>::max();
 
 bool has(const nlohmann::json& object, const char* key) {
@@ -26,7 +26,7 @@ GenerationConfig load_generation_config(const std::string& directory) {
   GenerationConfig config;
   const std::string path = directory + "/generation_config.json";
   if (!path_exists(path)) return config;
-  const nlohmann::json file = parse_strict_json(read_text_file(path, kMaxFileBytes), path);
+  const nlohmann::json file = parse_strict_json(read_text_file(path, kMaxGenerationConfigBytes), path);
   if (!file.is_object()) throw Error(ErrorKind::input, path + ": not a JSON object");
   config.present = true;
   SamplingOptions& sampling = config.sampling;
@@ -46,6 +46,9 @@ GenerationConfig load_generation_config(const std::string& directory) {
   if (has(file, "eos_token_id")) {
     const nlohmann::json& eos = file.at("eos_token_id");
     const std::string where = path + ": eos_token_id";
+    if (eos.is_array() && static_cast<int64_t>(eos.size()) > kMaxEndTokens)
+      throw Error(ErrorKind::input,
+                  where + " has " + std::to_string(eos.size()) + " ids, at most " + std::to_string(kMaxEndTokens) + " are read");
     for (const nlohmann::json& id : eos.is_array() ? eos : nlohmann::json::array({eos})) {
       config.eos_ids.push_back(static_cast<int32_t>(json_as_integer(id, where, 0, kMaxTokenId)));
     }

@@ -10,6 +10,8 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "base/limits.h"
+#include "base/strict_json.h"
 
 namespace pq {
 namespace {
@@ -17,7 +19,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char* kNllFormat = "pq-nll";
-constexpr int64_t kMaxNllFileBytes = int64_t{4} << 30;
 
 std::string plus_minus(double value, double error, int digits) {
   return std::isnan(error) ? fmt::format("{:.{}f} ± n/a", value, digits)
@@ -109,12 +110,7 @@ void write_nll_file(const std::string& path, const NllFile& file) {
 }
 
 NllFile read_nll_file(const std::string& path) {
-  nlohmann::json json;
-  try {
-    json = nlohmann::json::parse(read_text_file(path, kMaxNllFileBytes));
-  } catch (const nlohmann::json::exception& error) {
-    throw Error(ErrorKind::input, fmt::format("{} is no JSON: {}", path, error.what()));
-  }
+  const nlohmann::json json = parse_strict_json(read_text_file(path, kMaxNllFileBytes), path, kMaxNllValues);
   if (!json.is_object() || string_field(json, "format", path) != kNllFormat)
     throw Error(ErrorKind::input, fmt::format("{} is no file of likelihoods; write one with pq-ppl --nll-out", path));
   NllFile file;

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/limits.h"
 #include "kernels/polar.h"
 #include "store/quantizer.h"
 #include "store/safetensors.h"
@@ -21,7 +22,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int kMaxBits = 7;
-constexpr int64_t kMaxCopiedBytes = 512 << 20;
 constexpr int64_t kChunkBytes = 32 << 20;
 
 // One tensor of the checkpoint: the parts that the store cut it into, by first row.

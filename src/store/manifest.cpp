@@ -8,9 +8,11 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/hash.h"
+#include "base/limits.h"
+#include "base/strict_json.h"
 #include "store/quantizer.h"
-#include "store/strict_json.h"
 
 namespace pq {
 namespace {
@@ -18,9 +20,6 @@ namespace {
 using nlohmann::json;
 using nlohmann::ordered_json;
 
-constexpr int64_t kMaxDimension = int64_t{1} << 40;
-constexpr int64_t kMaxPieces = 1 << 16;
-constexpr int64_t kMaxShards = 1 << 16;
 constexpr const char* kPlaneNames[kPlanes] = {"data", "scales", "zeros"};
 // The last member of manifest.json is the XXH3-64 of all text before its comma.
 constexpr const char* kSealMark = ",\n \"xxh3\": \"";
@@ -74,10 +73,16 @@ ordered_json tensor_json(const TensorRecord& tensor) {
   return result;
 }
 
+ordered_json shard_json(const ShardRecord& shard) {
+  ordered_json result = {{"file", shard.file}, {"bytes", shard.bytes}};
+  if (shard.frame) result["frame_xxh3"] = hex64(*shard.frame);
+  return result;
+}
+
 uint64_t parse_hex64(const json& value, const std::string& where) {
   const std::string text = value.is_string() ? value.get<std::string>() : "";
   if (text.size() != 16 || text.find_first_not_of("0123456789abcdef") != std::string::npos)
-    throw Error(ErrorKind::input, fmt::format("{} is {}, not 16 hexadecimal digits", where, value.dump()));
+    throw Error(ErrorKind::input, fmt::format("{} is {}, not 16 hexadecimal digits", where, json_excerpt(value)));
   return std::stoull(text, nullptr, 16);
 }
 
@@ -130,8 +135,8 @@ TensorRecord parse_tensor(const json& value, const std::map<std::string, Codeboo
   TensorSpec& spec = record.spec;
   spec.name = json_string(value, "name", path + ": a tensor");
   const std::string where = fmt::format("{}: {}", path, spec.name);
-  spec.rows = json_integer(value, "rows", where, 1, kMaxDimension);
-  spec.cols = json_integer(value, "cols", where, 1, kMaxDimension);
+  spec.rows = json_integer(value, "rows", where, 1, kMaxStoreDimension);
+  spec.cols = json_integer(value, "cols", where, 1, kMaxStoreDimension);
   checked_count({spec.rows, spec.cols, 8});
   const std::string split = json_string(value, "split", where);
   if (split != "rows" && split != "cols" && split != "replicated")
@@ -141,7 +146,7 @@ TensorRecord parse_tensor(const json& value, const std::map<std::string, Codeboo
   spec.matrix = json_bool(value, "matrix", where);
   spec.tensor_class = json_string(value, "class", where);
   spec.source = json_string(value, "source", where);
-  spec.source_row = json_integer(value, "source_row", where, 0, kMaxDimension);
+  spec.source_row = json_integer(value, "source_row", where, 0, kMaxStoreDimension);
   spec.shard = json_integer(value, "shard", where, 0, kMaxShards - 1);
   const int64_t cut = spec.split == Split::rows ? spec.rows : spec.split == Split::cols ? spec.cols : spec.pieces;
   if (cut % spec.pieces != 0 || (spec.split == Split::replicated && spec.pieces != 1))
@@ -191,13 +196,20 @@ TensorRecord parse_tensor(const json& value, const std::map<std::string, Codeboo
   return record;
 }
 
-ShardRecord parse_shard(const json& value, int64_t index, const std::string& path) {
+// Of a version that has frames, or when there is one.
+void parse_frame(const json& value, bool is_needed, const std::string& where, ShardRecord* shard) {
+  if (is_needed || value.contains("frame_xxh3"))
+    shard->frame = parse_hex64(json_member(value, "frame_xxh3", where), where + ": frame_xxh3");
+}
+
+ShardRecord parse_shard(const json& value, int64_t index, bool has_frame, const std::string& path) {
   const std::string where = fmt::format("{}: shard {}", path, index);
   ShardRecord shard;
   shard.file = json_string(value, "file", where);
   if (shard.file != shard_file_name(index))
     throw Error(ErrorKind::input, fmt::format("{} is the file \"{}\", not {}", where, shard.file, shard_file_name(index)));
   shard.bytes = json_integer(value, "bytes", where, 0, INT64_MAX);
+  parse_frame(value, has_frame, where, &shard);
   return shard;
 }
 
@@ -233,6 +245,12 @@ void check_disjoint(const std::vector<TensorRecord>& tensors, const std::string&
 
 std::string shard_file_name(int64_t shard) { return fmt::format("shard-{:05}.h5", shard); }
 
+std::string damaged_piece_text(const std::string& path, const TensorRecord& record, int plane, int64_t piece, uint64_t sum) {
+  return fmt::format("{}: {} of {}, piece {}, is damaged: checksum {}, the manifest says {}; copy the file again", path,
+                     kPlaneNames[plane], record.spec.name, piece, hex64(sum),
+                     hex64(record.planes[plane].checksums[static_cast<size_t>(piece)]));
+}
+
 std::string codebook_key(const Codebook& codebook) {
   const int64_t bytes = static_cast<int64_t>(codebook.centroids.size() * sizeof(float));
   return fmt::format("pq{}-{}-{}", codebook.bits, table_kind_name(codebook.kind),
@@ -241,7 +259,7 @@ std::string codebook_key(const Codebook& codebook) {
 
 std::string manifest_text(const Manifest& manifest) {
   ordered_json root = {{"format", kStoreFormat},
-                       {"version", {kStoreMajor, kStoreMinor}},
+                       {"version", {kStoreMajor, manifest.minor}},
                        {"block", kBlock},
                        {"rotation", "sylvester-hadamard-128"},
                        {"norms", "coded blocks: w = norm / sqrt(128) * H c[code], norm the raw L2 norm or its refit, fp16"},
@@ -253,7 +271,7 @@ std::string manifest_text(const Manifest& manifest) {
   root["files"] = ordered_json::object();
   for (const auto& [name, file] : manifest.files) root["files"][name] = {{"bytes", file.bytes}, {"xxh3", hex64(file.hash)}};
   root["shards"] = ordered_json::array();
-  for (const ShardRecord& shard : manifest.shards) root["shards"].push_back({{"file", shard.file}, {"bytes", shard.bytes}});
+  for (const ShardRecord& shard : manifest.shards) root["shards"].push_back(shard_json(shard));
   root["tensors"] = ordered_json::array();
   for (const TensorRecord& tensor : manifest.tensors) root["tensors"].push_back(tensor_json(tensor));
   return seal_manifest(root.dump(1));
@@ -280,12 +298,14 @@ Manifest parse_manifest(const std::string& text, const std::string& path) {
   json_integer(root, "block", path, kBlock, kBlock);
 
   Manifest manifest;
+  manifest.minor = minor;
   manifest.recipe = json_string(root, "recipe", path);
   manifest.source = json_string(root, "source", path);
   manifest.fingerprint = json_string(root, "fingerprint", path);
   manifest.codebooks = parse_codebooks(root, path);
   for (const auto& [name, value] : json_object(root, "files", path).items()) {
     const std::string where = fmt::format("{}: file {}", path, name);
+    if (!is_plain_file_name(name)) throw Error(ErrorKind::input, where + " is not a plain file name");
     manifest.files[name] = {json_integer(value, "bytes", where, 0, INT64_MAX),
                             parse_hex64(json_member(value, "xxh3", where), where)};
   }
@@ -293,7 +313,7 @@ Manifest parse_manifest(const std::string& text, const std::string& path) {
   for (const json& value : json_array(root, "shards", path)) {
     const int64_t index = static_cast<int64_t>(manifest.shards.size());
     if (index >= kMaxShards) throw Error(ErrorKind::input, path + " has too many shards");
-    manifest.shards.push_back(parse_shard(value, index, path));
+    manifest.shards.push_back(parse_shard(value, index, minor >= 1, path));
     shards[index] = manifest.shards.back();
   }
   std::map<std::string, size_t> by_name;
@@ -318,7 +338,7 @@ Manifest parse_manifest(const std::string& text, const std::string& path) {
 }
 
 std::string shard_note_text(const ShardNote& note) {
-  ordered_json root = {{"fingerprint", note.fingerprint}, {"shard", {{"file", note.shard.file}, {"bytes", note.shard.bytes}}}};
+  ordered_json root = {{"fingerprint", note.fingerprint}, {"shard", shard_json(note.shard)}};
   root["codebooks"] = codebooks_json(note.codebooks);
   root["tensors"] = ordered_json::array();
   for (const TensorRecord& tensor : note.tensors) root["tensors"].push_back(tensor_json(tensor));
@@ -333,6 +353,7 @@ ShardNote parse_shard_note(const std::string& text, const std::string& path) {
   const json& shard = json_object(root, "shard", path);
   note.shard.file = json_string(shard, "file", path);
   note.shard.bytes = json_integer(shard, "bytes", path, 0, INT64_MAX);
+  parse_frame(shard, true, path, &note.shard);
   std::map<int64_t, ShardRecord> shards;
   for (const json& value : json_array(root, "tensors", path)) {
     const int64_t index = json_integer(value, "shard", path, 0, kMaxShards - 1);

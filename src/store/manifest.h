@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,12 +15,12 @@
 
 namespace pq {
 
-// A reader takes every minor version of its major one and refuses a newer major.
+// A reader takes every minor version of its major one and refuses a newer major. 1.1: every shard has a label and a checksum of its
+// frame (shard_frame.h); a store of 1.0 is read without them.
 inline constexpr int kStoreMajor = 1;
-inline constexpr int kStoreMinor = 0;
+inline constexpr int kStoreMinor = 1;
 inline constexpr const char* kStoreFormat = "pq-store";
 inline constexpr const char* kManifestName = "manifest.json";
-inline constexpr int64_t kMaxManifestBytes = 256 << 20;
 
 struct PlaneRecord {
   int64_t offset = 0;               // of the first piece in the shard file
@@ -40,6 +41,7 @@ struct TensorRecord {
 struct ShardRecord {
   std::string file;  // "shard-00003.h5"
   int64_t bytes = 0;
+  std::optional<uint64_t> frame = std::nullopt;  // XXH3-64 of all bytes outside the planes; absent in stores of version 1.0
 };
 
 struct FileRecord {
@@ -48,9 +50,10 @@ struct FileRecord {
 };
 
 struct Manifest {
-  std::string recipe;       // Recipe::text
-  std::string source;       // what the store was made from
-  std::string fingerprint;  // of recipe, source and cuts
+  int64_t minor = kStoreMinor;  // version kStoreMajor.minor
+  std::string recipe;           // Recipe::text
+  std::string source;           // what the store was made from
+  std::string fingerprint;      // of recipe, source and cuts
   std::map<std::string, Codebook> codebooks;
   std::map<std::string, FileRecord> files;  // verbatim copies
   std::vector<ShardRecord> shards;
@@ -80,5 +83,8 @@ Manifest parse_manifest(const std::string& text, const std::string& path);
 ShardNote parse_shard_note(const std::string& text, const std::string& path);
 
 std::string shard_file_name(int64_t shard);
+
+// What to say of a piece of `path` whose bytes have the checksum `sum` and not the one of the record.
+std::string damaged_piece_text(const std::string& path, const TensorRecord& record, int plane, int64_t piece, uint64_t sum);
 
 }  // namespace pq

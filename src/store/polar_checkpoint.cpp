@@ -8,14 +8,13 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/limits.h"
+#include "base/strict_json.h"
 #include "kernels/backend.h"
 #include "kernels/polar.h"
-#include "store/strict_json.h"
 
 namespace pq {
 namespace {
-
-constexpr int64_t kMaxConfigBytes = 16 << 20;
 
 bool ends_with(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
@@ -54,7 +53,8 @@ void refuse_other_formats(const std::string& directory) {
     const nlohmann::json config = parse_strict_json(read_text_file(config_path, kMaxConfigBytes), config_path);
     if (config.is_object() && config.contains("quantization_config")) {
       const nlohmann::json& quantization = config["quantization_config"];
-      const std::string method = quantization.is_object() ? quantization.value("quant_method", "unnamed") : "unnamed";
+      const auto named = quantization.is_object() ? quantization.find("quant_method") : quantization.end();
+      const std::string method = named != quantization.end() && named->is_string() ? named->get<std::string>() : "unnamed";
       if (method == "compressed-tensors" || method == "gptq")
         refuse(directory, fmt::format("F6 (INT4, quantization_config \"{}\"): it holds no PolarQuant codes", method), kUseBase);
       throw Error(ErrorKind::input, fmt::format("{} says quant_method \"{}\"; {}", config_path, method, kUseBase));

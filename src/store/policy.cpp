@@ -7,12 +7,12 @@
 #include <sstream>
 
 #include "base/error.h"
+#include "base/limits.h"
 
 namespace pq {
 namespace {
 
 constexpr int kDefaultBits = 5;
-constexpr int64_t kMaxRules = 10'000;
 
 bool matches(const std::string& glob, const std::string& name) { return fnmatch(glob.c_str(), name.c_str(), 0) == 0; }
 
@@ -80,10 +80,12 @@ void Policy::add_rules(const std::string& text, const std::string& path) {
     if (!(words >> glob)) continue;
     const std::string where = fmt::format("{}:{}", path, number);
     if (!(words >> format) || (words >> extra)) throw Error(ErrorKind::input, where + ": a rule is \"GLOB FORMAT\"");
+    if (static_cast<int64_t>(glob.size()) > kMaxGlobBytes)
+      throw Error(ErrorKind::input, fmt::format("{}: a glob of {} bytes, at most {} are read", where, glob.size(), kMaxGlobBytes));
     Encoding encoding;
     if (!try_parse_encoding(format, &encoding))
       throw Error(ErrorKind::input, fmt::format("{}: unknown format \"{}\"; known are {}", where, format, encoding_names()));
-    if (static_cast<int64_t>(rules_.size()) >= kMaxRules) throw Error(ErrorKind::input, where + ": too many rules");
+    if (static_cast<int64_t>(rules_.size()) >= kMaxPolicyRules) throw Error(ErrorKind::input, where + ": too many rules");
     rules_.push_back({glob, encoding, where});
   }
 }

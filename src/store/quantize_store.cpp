@@ -15,14 +15,15 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "base/limits.h"
 #include "base/log.h"
 #include "base/process.h"
 #include "base/signals.h"
+#include "base/strict_json.h"
 #include "store/checkpoint.h"
 #include "store/quantizer.h"
 #include "store/shard_store.h"
 #include "store/store_reader.h"
-#include "store/strict_json.h"
 
 namespace pq {
 namespace {
@@ -32,7 +33,6 @@ namespace fs = std::filesystem;
 constexpr const char* kJobName = "job.json";
 // Made by a rank that fails, so that the others stop at their next chunk and do not work on for minutes.
 constexpr const char* kFailedName = "job.failed";
-constexpr int64_t kMaxCopiedBytes = 512 << 20;
 constexpr size_t kWorstTensors = 10;
 constexpr const char* kCopiedFiles[] = {
     "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja",
@@ -167,8 +167,7 @@ void write_shard(const StoreJob& job, const Plan& plan, int64_t shard, const std
     note.tensors.push_back(record);
     if (!record.codebook.empty()) note.codebooks.emplace(record.codebook, plan.codebooks.at(record.codebook));
   }
-  const std::string path = job.destination + "/" + shard_file_name(shard);
-  ShardWriter writer(path + ".tmp", &note.tensors, note.codebooks);
+  ShardWriter writer(job.destination + "/" + shard_file_name(shard) + ".tmp", shard, &note);
   for (size_t i = 0; i < note.tensors.size(); ++i) {
     TensorRecord& record = note.tensors[i];
     if (!record.same_as.empty()) continue;
@@ -188,7 +187,7 @@ void write_shard(const StoreJob& job, const Plan& plan, int64_t shard, const std
     record.source_hash = source_hash.digest();
     writer.end_tensor();
   }
-  note.shard = {shard_file_name(shard), writer.publish(path)};
+  writer.publish(job.destination);
   write_file_atomically(job.destination + "/" + note_name(shard), shard_note_text(note));
 }
 

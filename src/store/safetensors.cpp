@@ -9,7 +9,8 @@
 
 #include "base/error.h"
 #include "base/hash.h"
-#include "store/strict_json.h"
+#include "base/limits.h"
+#include "base/strict_json.h"
 
 namespace pq {
 namespace {

@@ -2,7 +2,7 @@
 // streaming writer. What tensors mean is left to checkpoint.h.
 //
 // A file is: header length (8 bytes, little endian), header (JSON), data. The data_offsets of the tensors must tile the data
-// exactly: no overlap, no hole, nothing after the last.
+// exactly: no overlap, no hole, nothing after the last. Limits: base/limits.h.
 #pragma once
 
 #include <cstdint>
@@ -15,13 +15,6 @@
 #include "base/tensor.h"
 
 namespace pq {
-
-inline constexpr int64_t kMaxSafetensorsHeaderBytes = 100'000'000;  // the limit of the format's own library
-inline constexpr int64_t kMaxSafetensorsTensors = 1 << 20;          // in one file
-inline constexpr int64_t kMaxSafetensorsNameBytes = 1024;
-inline constexpr int64_t kMaxSafetensorsDims = 8;
-inline constexpr int64_t kMaxSafetensorsFiles = 10'000;         // in one directory
-inline constexpr int64_t kMaxSafetensorsIndexBytes = 64 << 20;  // of model.safetensors.index.json
 
 struct SafetensorsEntry {
   std::string name;

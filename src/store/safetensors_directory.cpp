@@ -7,17 +7,12 @@
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "base/limits.h"
+#include "base/strict_json.h"
 #include "store/safetensors.h"
-#include "store/strict_json.h"
 
 namespace pq {
 namespace {
-
-// A plain file name: what an index may name. Refusing separators keeps every path inside the directory.
-bool is_plain_file_name(const std::string& name) {
-  if (name.empty() || name == "." || name == "..") return false;
-  return std::none_of(name.begin(), name.end(), [](unsigned char c) { return c == '/' || c == '\\' || c < 0x20; });
-}
 
 std::map<std::string, std::string> read_weight_map(const std::string& path) {
   const nlohmann::json index = parse_strict_json(read_text_file(path, kMaxSafetensorsIndexBytes), path);

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "store/quantizer.h"
+#include "store/shard_frame.h"
 
 namespace pq {
 namespace {
@@ -146,7 +147,8 @@ void make_tensor(hid_t parent, TensorRecord* record) {
       record->planes[plane].offset = make_dataset(group, plane_shape(record->encoding, piece_cols(spec), plane), outer);
 }
 
-void lay_out(const std::string& path, std::vector<TensorRecord>* records, const std::map<std::string, Codebook>& codebooks) {
+// Returns the offset of the label.
+int64_t lay_out(const std::string& path, ShardNote* note) {
   const std::lock_guard<std::mutex> lock(hdf5_mutex());
   checked(H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr), "be quiet");
   const Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, "make a property list");
@@ -162,26 +164,27 @@ void lay_out(const std::string& path, std::vector<TensorRecord>* records, const 
   write_attribute(root, "rotation", "sylvester-hadamard-128");
   write_attribute(root, "norms", "w = norm / sqrt(128) * H c[code]");
   write_attribute(root, "model_norms", "stored w, applied 1 + w; linear_attn.norm is applied as stored");
+  const int64_t label = make_dataset(root, {"label", "u8", {kLabelBytes}}, {});
   const Handle books = make_group(file, "codebooks");
-  for (const auto& [key, codebook] : codebooks) write_codebook(books, key, codebook);
+  for (const auto& [key, codebook] : note->codebooks) write_codebook(books, key, codebook);
   const Handle tensors = make_group(file, "tensors");
-  for (TensorRecord& record : *records)
+  for (TensorRecord& record : note->tensors)
     if (record.same_as.empty()) make_tensor(tensors, &record);
   checked(H5Fflush(file, H5F_SCOPE_GLOBAL), "flush " + path);
+  return label;
 }
 
 }  // namespace
 
-ShardWriter::ShardWriter(const std::string& path, std::vector<TensorRecord>* records,
-                         const std::map<std::string, Codebook>& codebooks)
-    : path_(path), records_(records) {
-  lay_out(path, records, codebooks);
+ShardWriter::ShardWriter(const std::string& path, int64_t shard, ShardNote* note) : path_(path), shard_(shard), note_(note) {
+  label_offset_ = lay_out(path, note);
+  require(label_offset_ + kLabelBytes <= kLabelSearchBytes, "shard: the label lies too far from the start");
   file_ = File::open_update(path);
 }
 
 void ShardWriter::begin_tensor(size_t index) {
   current_ = index;
-  const TensorRecord& record = (*records_)[index];
+  const TensorRecord& record = note_->tensors[index];
   for (int plane = 0; plane < kPlanes; ++plane) {
     streams_[plane].clear();
     if (piece_bytes(record.spec, record.encoding, plane) > 0) streams_[plane].resize(static_cast<size_t>(record.spec.pieces));
@@ -190,7 +193,7 @@ void ShardWriter::begin_tensor(size_t index) {
 }
 
 void ShardWriter::write(int plane, int64_t piece, int64_t offset, const uint8_t* data, int64_t bytes) {
-  const TensorRecord& record = (*records_)[current_];
+  const TensorRecord& record = note_->tensors[current_];
   const int64_t whole = piece_bytes(record.spec, record.encoding, plane);
   require(offset == written_[plane].at(static_cast<size_t>(piece)) && offset + bytes <= whole,
           "shard: pieces must be written in order");
@@ -205,7 +208,7 @@ void ShardWriter::write(int plane, int64_t piece, int64_t offset, const uint8_t*
 }
 
 void ShardWriter::end_tensor() {
-  TensorRecord& record = (*records_)[current_];
+  TensorRecord& record = note_->tensors[current_];
   for (int plane = 0; plane < kPlanes; ++plane) {
     record.planes[plane].checksums.clear();
     for (size_t piece = 0; piece < streams_[plane].size(); ++piece) {
@@ -215,11 +218,13 @@ void ShardWriter::end_tensor() {
   }
 }
 
-int64_t ShardWriter::publish(const std::string& final_path) {
+void ShardWriter::publish(const std::string& directory) {
+  const std::string label = label_text({note_->fingerprint, shard_, shard_content(note_->tensors, shard_)});
+  file_.write_at(label.data(), kLabelBytes, label_offset_);
   const int64_t bytes = file_.size();
+  note_->shard = {shard_file_name(shard_), bytes, frame_hash(file_, bytes, note_->tensors, shard_)};
   file_.sync_and_close();
-  publish_file(path_, final_path);
-  return bytes;
+  publish_file(path_, directory + "/" + note_->shard.file);
 }
 
 }  // namespace pq

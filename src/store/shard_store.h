@@ -1,9 +1,9 @@
 // One shard of a store: an HDF5 file that h5py reads and whose planes have known file offsets. HDF5 lays the file out; bytes are
 // written by offset, so no HDF5 call moves data, and readers (store_reader.h) need none at all.
 //
-// Layout: /tensors/<name>/{codes, norms} (polar), {codes, scales, zeros} (int4) or {data}; /codebooks/<key>. Data sets are
-// contiguous, allocated at creation, never filled, aligned to 4096 bytes. Tensors cut along their inputs have a leading axis of
-// pieces. Equal content gives equal bytes: no time stamps, fixed format bounds.
+// Layout: /label (shard_frame.h), /tensors/<name>/{codes, norms} (polar), {codes, scales, zeros} (int4) or {data};
+// /codebooks/<key>. Data sets of weights are contiguous, allocated at creation, never filled, aligned to 4096 bytes. Tensors cut
+// along their inputs have a leading axis of pieces. Equal content gives equal bytes: no time stamps, fixed format bounds.
 #pragma once
 
 #include <cstdint>
@@ -19,22 +19,25 @@ namespace pq {
 
 class ShardWriter {
  public:
-  // Creates `path` with room for every record whose same_as is empty; fills in their plane offsets. Codebooks are written.
-  // `records` outlives the writer. Throws ErrorKind::io when HDF5 refuses.
-  ShardWriter(const std::string& path, std::vector<TensorRecord>* records, const std::map<std::string, Codebook>& codebooks);
+  // Creates `path` with room for every record of the note whose same_as is empty; fills in their plane offsets. Codebooks are
+  // written. The note names fingerprint, codebooks and tensors, all of shard `shard`, and outlives the writer. Throws ErrorKind::io
+  // when HDF5 refuses.
+  ShardWriter(const std::string& path, int64_t shard, ShardNote* note);
 
   // Tensors are written one after the other: begin, write in the order of PieceSink, end. end fills in the checksums.
   void begin_tensor(size_t index);
   void write(int plane, int64_t piece, int64_t offset, const uint8_t* data, int64_t bytes);
   void end_tensor();
 
-  // Syncs, renames to `final_path` and returns the size of the file.
-  int64_t publish(const std::string& final_path);
+  // Writes the label, syncs, renames to shard_file_name in `directory` and fills in the shard record of the note.
+  void publish(const std::string& directory);
 
  private:
   std::string path_;
   File file_;
-  std::vector<TensorRecord>* records_;
+  int64_t shard_;
+  ShardNote* note_;
+  int64_t label_offset_ = 0;
   size_t current_ = 0;
   std::vector<Xxh3Stream> streams_[kPlanes];
   std::vector<int64_t> written_[kPlanes];

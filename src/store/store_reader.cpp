@@ -8,16 +8,23 @@
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "base/limits.h"
 #include "store/checkpoint.h"
 #include "store/quantize_source.h"
 #include "store/quantizer.h"
+#include "store/shard_frame.h"
 
 namespace pq {
 namespace {
 
-constexpr int64_t kMaxConfigBytes = 16 << 20;
 constexpr int64_t kCachedReadBytes = 256 << 10;
-constexpr const char* kPlaneNames[kPlanes] = {"data", "scales", "zeros"};
+
+void check_copied_file(const std::string& path, const FileRecord& record) {
+  if (!path_exists(path)) throw Error(ErrorKind::input, path + " is missing; the manifest names it");
+  const std::string text = read_text_file(path, kMaxCopiedBytes);
+  if (static_cast<int64_t>(text.size()) != record.bytes || xxh3(text.data(), record.bytes) != record.hash)
+    throw Error(ErrorKind::input, path + " is not the one this store was made with (another model, or edited)");
+}
 
 }  // namespace
 
@@ -35,17 +42,10 @@ StoreReader::StoreReader(const std::string& directory, bool verify) : directory_
     const std::string shard_path = directory + "/" + shard.file;
     if (!path_exists(shard_path)) throw Error(ErrorKind::input, fmt::format("{} is missing; the manifest names it", shard_path));
     shards_.push_back(File::open_read(shard_path));
-    if (const int64_t bytes = shards_.back().size(); bytes != shard.bytes)
-      throw Error(ErrorKind::input,
-                  fmt::format("{} has {} bytes, the manifest says {}; copy it again", shard_path, bytes, shard.bytes));
+    if (verify) check_shard(shards_.back(), manifest_, static_cast<int64_t>(shards_.size()) - 1);
   }
-  const auto config = manifest_.files.find("config.json");
-  if (config == manifest_.files.end()) throw Error(ErrorKind::input, path + " does not name config.json");
-  const std::string config_path = directory + "/config.json";
-  const std::string text = read_text_file(config_path, kMaxConfigBytes);
-  if (static_cast<int64_t>(text.size()) != config->second.bytes ||
-      xxh3(text.data(), static_cast<int64_t>(text.size())) != config->second.hash)
-    throw Error(ErrorKind::input, config_path + " is not the one this store was made with (another model, or edited)");
+  if (manifest_.files.count("config.json") == 0) throw Error(ErrorKind::input, path + " does not name config.json");
+  for (const auto& [name, file] : manifest_.files) check_copied_file(directory + "/" + name, file);
 }
 
 const TensorRecord& StoreReader::bytes_of(const std::string& name) const {
@@ -96,10 +96,7 @@ void StoreReader::read_piece(const TensorRecord& record, int plane, int64_t piec
     done += count;
   }
   const uint64_t sum = hash.digest(), wanted = record.planes[plane].checksums[static_cast<size_t>(piece)];
-  if (sum != wanted)
-    throw Error(ErrorKind::input,
-                fmt::format("{}: {} of {}, piece {}, is damaged: checksum {}, the manifest says {}; copy the file again",
-                            file.path(), kPlaneNames[plane], record.spec.name, piece, hex64(sum), hex64(wanted)));
+  if (sum != wanted) throw Error(ErrorKind::input, damaged_piece_text(file.path(), record, plane, piece, sum));
 }
 
 void StoreReader::load(const TensorSpec& spec, int64_t first, int64_t count, void* data, uint16_t* scales, uint16_t* zeros) {

@@ -18,7 +18,8 @@ bool is_store(const std::string& directory);
 
 class StoreReader : public WeightSource {
  public:
-  // Reads and checks the manifest, the size of every shard and that config.json is the one the store was made with.
+  // Reads and checks the manifest, that every copied file (config.json, tokenizer.json, ...) is the one the store was made with
+  // and, with `verify`, that every shard is the one the manifest means, its bytes outside the weights included (check_shard).
   // verify: each piece is compared with its checksum when it is loaded. Throws ErrorKind::input naming the thing that is wrong.
   explicit StoreReader(const std::string& directory, bool verify = true);
 

@@ -8,12 +8,11 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/limits.h"
 
 namespace pq {
 namespace {
 
-constexpr size_t kMaxPatternBytes = 4096;
-constexpr size_t kMatchLimit = 10'000'000;
 constexpr size_t kJitStackStartBytes = size_t{32} << 10;
 constexpr size_t kJitStackLimitBytes = size_t{16} << 20;
 
@@ -62,7 +61,7 @@ struct PreTokenizer::Code {
 
 PreTokenizer::PreTokenizer(const std::string& pattern, const std::string& source)
     : code_(std::make_unique<Code>()), source_(source) {
-  if (pattern.size() > kMaxPatternBytes)
+  if (pattern.size() > static_cast<size_t>(kMaxPatternBytes))
     throw Error(ErrorKind::input, source + ": the split pattern has " + std::to_string(pattern.size()) + " bytes, the limit is " +
                                       std::to_string(kMaxPatternBytes));
   const std::string translated = with_white_space_property(pattern);
@@ -95,7 +94,8 @@ std::vector<std::string_view> PreTokenizer::split(std::string_view text) const {
   if (!match || !context) throw Error(ErrorKind::environment, "no memory for a regular expression match");
   if (stack) pcre2_jit_stack_assign(context.get(), nullptr, stack.get());
   // A run of spaces is backtracked over once a byte; what needs far more than that is a hostile pattern.
-  pcre2_set_match_limit(context.get(), static_cast<uint32_t>(std::min(kMatchLimit + 4 * text.size(), size_t{0xFFFFFFFF})));
+  pcre2_set_match_limit(
+      context.get(), static_cast<uint32_t>(std::min(static_cast<size_t>(kMaxPatternSteps) + 4 * text.size(), size_t{0xFFFFFFFF})));
 
   const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
   const PCRE2_SIZE* span = pcre2_get_ovector_pointer(match.get());

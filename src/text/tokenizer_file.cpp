@@ -10,18 +10,14 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/limits.h"
+#include "base/strict_json.h"
 #include "text/unicode.h"
 
 namespace pq {
 namespace {
 
 using Json = nlohmann::json;
-
-constexpr int64_t kMaxFileBytes = int64_t{128} << 20;
-constexpr int kMaxNesting = 16;
-constexpr int64_t kMaxIds = int64_t{1} << 22;
-constexpr size_t kMaxAddedTokens = 4096;
-constexpr size_t kMaxAddedTokenBytes = 1024;
 
 // One JSON file: names it in every error.
 struct Source {
@@ -35,20 +31,9 @@ struct Source {
   }
 
   Json parse() const {
-    const std::string text = read_text_file(path, kMaxFileBytes);
-    const auto check_depth = [this](int depth, Json::parse_event_t, Json&) {
-      if (depth > kMaxNesting) fail("nested deeper than " + std::to_string(kMaxNesting) + " levels");
-      return true;
-    };
-    try {
-      Json root = Json::parse(text, check_depth);
-      if (!root.is_object()) fail(std::string("is a JSON ") + root.type_name() + ", an object is needed");
-      return root;
-    } catch (const Json::parse_error& error) {
-      fail("not JSON at byte " + std::to_string(error.byte) + " of " + std::to_string(text.size()));
-    } catch (const Json::exception&) {
-      fail("holds a number that no double can represent");
-    }
+    Json root = parse_strict_json(read_text_file(path, kMaxTokenizerBytes), path);
+    if (!root.is_object()) fail(std::string("is a JSON ") + root.type_name() + ", an object is needed");
+    return root;
   }
 
   // The member `key` of `object`, null when absent.
@@ -79,9 +64,9 @@ struct Source {
 
   int32_t id_of(const Json& value, const std::string& content) const {
     if (!value.is_number_integer()) fail("the id of " + in_quotes(content) + " is " + value.type_name() + ", an integer is needed");
-    const bool in_range = value.is_number_unsigned() ? value.get<uint64_t>() < static_cast<uint64_t>(kMaxIds) : false;
+    const bool in_range = value.is_number_unsigned() ? value.get<uint64_t>() < static_cast<uint64_t>(kMaxTokenIds) : false;
     if (!in_range)
-      fail("the id of " + in_quotes(content) + " is " + value.dump() + ", ids are 0 to " + std::to_string(kMaxIds - 1));
+      fail("the id of " + in_quotes(content) + " is " + value.dump() + ", ids are 0 to " + std::to_string(kMaxTokenIds - 1));
     return value.get<int32_t>();
   }
 
@@ -256,7 +241,7 @@ void add_token(const Source& source, const Json& entry, const Json& id_value, To
   if (!entry.is_object()) source.fail(std::string("an added token is ") + entry.type_name() + ", an object is needed");
   AddedToken token;
   token.content = source.string_at(entry, "content", "an added token");
-  if (token.content.empty() || token.content.size() > kMaxAddedTokenBytes)
+  if (token.content.empty() || static_cast<int64_t>(token.content.size()) > kMaxAddedTokenBytes)
     source.fail("the added token " + in_quotes(token.content) + " has " + std::to_string(token.content.size()) + " bytes, 1 to " +
                 std::to_string(kMaxAddedTokenBytes) + " are allowed");
   token.id = source.id_of(id_value, token.content);
@@ -273,7 +258,8 @@ void add_token(const Source& source, const Json& entry, const Json& id_value, To
     known.special = token.special;
     return;
   }
-  if (file->added.size() == kMaxAddedTokens) source.fail("more than " + std::to_string(kMaxAddedTokens) + " added tokens");
+  if (static_cast<int64_t>(file->added.size()) == kMaxAddedTokens)
+    source.fail("more than " + std::to_string(kMaxAddedTokens) + " added tokens");
   if (file->tokens.size() <= static_cast<size_t>(token.id)) file->tokens.resize(token.id + size_t{1});
   std::string& bytes = file->tokens[token.id];
   if (!bytes.empty() && bytes != token.content)

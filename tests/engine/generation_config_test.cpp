@@ -50,6 +50,17 @@ TEST_F(GenerationConfigTest, AbsentMeansGreedy) {
   EXPECT_THAT(stop_ids({5, 5}, config), ElementsAre(5));
 }
 
+TEST_F(GenerationConfigTest, NumbersAtTheLimits) {
+  std::string ids = "[0";
+  for (int i = 1; i < 1024; ++i) ids += ",0";
+  EXPECT_EQ(load(R"({"eos_token_id": )" + ids + "]}").eos_ids.size(), 1024u);
+  const std::string wrong[] = {
+      R"("eos_token_id": )" + ids + ",0]",         R"("eos_token_id": 2147483648)",     R"("eos_token_id": -1)",
+      R"("do_sample": true, "top_k": 2147483648)", R"("do_sample": true, "top_k": -1)", R"("do_sample": true, "temperature": -0.5)",
+      R"("do_sample": true, "top_p": 1e308)"};
+  for (const std::string& member : wrong) EXPECT_THROW(load("{" + member + "}"), Error) << member;
+}
+
 TEST_F(GenerationConfigTest, PartialFiles) {
   EXPECT_EQ(load(R"({"eos_token_id": 9})").sampling.temperature, 0);
   EXPECT_THAT(load(R"({"eos_token_id": 9})").eos_ids, ElementsAre(9));

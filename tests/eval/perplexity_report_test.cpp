@@ -121,8 +121,8 @@ TEST_F(NllFileTest, RoundTripKeepsEveryBit) {
 }
 
 TEST_F(NllFileTest, RefusesOtherFiles) {
-  expect_refused("", "no JSON");
-  expect_refused("{\"format\":\"pq-nll\",\"protocol\":\"x\"", "no JSON");
+  expect_refused("", "is not JSON at byte");
+  expect_refused("{\"format\":\"pq-nll\",\"protocol\":\"x\"", "is not JSON at byte");
   expect_refused("[1]", "no file of likelihoods");
   expect_refused(R"({"format":"other"})", "no file of likelihoods");
   expect_refused(R"({"format":"pq-nll","protocol":1})", "\"protocol\"");

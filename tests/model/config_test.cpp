@@ -6,7 +6,9 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/limits.h"
 #include "model/geometry.h"
+#include "model/partition.h"
 
 namespace pq {
 namespace {
@@ -116,6 +118,51 @@ TEST(Config, RefusalsNameTheKeyAndTheValue) {
   EXPECT_THAT(refusal("[1, 2"), HasSubstr("is not JSON"));
   EXPECT_THAT(refusal("[]"), HasSubstr("no JSON object"));
   EXPECT_THAT(refusal(std::string(100000, '[')), HasSubstr("nested deeper"));
+}
+
+TEST(Config, SizesAtTheLimitsAndBeyond) {
+  const std::string flat = kFlat;
+  const auto with = [&](const std::string& from, const std::string& key, int64_t value) {
+    return replaced(flat, "\"" + key + "\": " + from, "\"" + key + "\": " + std::to_string(value));
+  };
+  EXPECT_NO_THROW(parse_model_config(with("64", "hidden_size", kMaxModelWidth), "c"));
+  for (const int64_t value : {kMaxModelWidth + 1, int64_t{1} << 31, int64_t{1} << 32, INT64_MAX})
+    EXPECT_THAT(refusal(with("64", "hidden_size", value)), HasSubstr("hidden_size is " + std::to_string(value)));
+  EXPECT_THAT(refusal(replaced(flat, "\"hidden_size\": 64", "\"hidden_size\": 9223372036854775808")),
+              HasSubstr("9223372036854775808"));
+  EXPECT_THAT(refusal(replaced(flat, "\"head_dim\": 32", "\"head_dim\": 4112")), HasSubstr("head_dim is 4112"));
+  // 4 heads of 4096 fit; 128 heads do not.
+  const std::string wide = replaced(flat, "\"head_dim\": 32", "\"head_dim\": 4096");
+  EXPECT_NO_THROW(parse_model_config(wide, "c"));
+  EXPECT_THAT(refusal(replaced(wide, "\"num_attention_heads\": 4", "\"num_attention_heads\": 128")), HasSubstr("524288"));
+  std::string eos = "[0";
+  for (int64_t i = 1; i < kMaxEndTokens; ++i) eos += ",0";
+  EXPECT_NO_THROW(parse_model_config(replaced(flat, "[3, 4]", eos + "]"), "c"));
+  EXPECT_THAT(refusal(replaced(flat, "[3, 4]", eos + ",0]")), HasSubstr("has 1025 ids"));
+  EXPECT_THAT(refusal(replaced(flat, "[3, 4]", "[4194304]")), HasSubstr("eos_token_id is 4194304"));
+  EXPECT_THAT(refusal(replaced(flat, "\"hidden_size\"", "\"hidden_size\": 64, \"hidden_size\"")), HasSubstr("repeats the key"));
+}
+
+// The plan of the largest model that a configuration may ask for does not overflow.
+TEST(Config, ThePlanOfTheLargestModelIsANumber) {
+  ModelConfig c = named_geometry("qwen3.5-27b", 0, 0);
+  c.hidden = kMaxModelWidth;
+  c.intermediate = kMaxModelIntermediate;
+  c.vocab = kMaxModelVocab;
+  c.layers = kMaxModelLayers;
+  c.layer_kinds.assign(static_cast<size_t>(c.layers), LayerKind::attention);
+  c.layer_kinds[0] = LayerKind::delta;
+  c.heads = c.kv_heads = c.key_heads = c.value_heads = kMaxModelHeads;
+  c.head_dim = c.key_dim = c.value_dim = kMaxModelWidth / kMaxModelHeads;
+  c.max_position = kMaxModelPositions;
+  const RuntimeOptions options{
+      .context = c.max_position, .slots = 256, .batch = 65536, .activations = ActivationMode::f32, .kv_type = KvType::f32};
+  const MemoryPlan plan = plan_memory(c, options, 0, 1, int64_t{1} << 50, int64_t{16} << 30);
+  const double kv = 2.0 * 4 * 1023 * 256 * static_cast<double>(kMaxModelWidth) * static_cast<double>(kMaxModelPositions);
+  EXPECT_EQ(static_cast<double>(plan.kv_cache), kv);
+  EXPECT_GT(plan.workspace, 0);
+  EXPECT_GT(plan.total(), plan.kv_cache);
+  EXPECT_EQ(plan.largest_context, 0);
 }
 
 TEST(Config, UnsupportedMathematicsIsRefused) {

@@ -1,6 +1,7 @@
 // Formats by name, rules of policy files, what the recipe text says.
 #include "store/policy.h"
 
+#include "base/limits.h"
 #include "store/store_fixture.h"
 
 namespace pq {
@@ -77,6 +78,26 @@ TEST(Policy, ErrorsNameTheLine) {
   EXPECT_HAS(error_of(ErrorKind::input, [&] { policy.add_rules("a pq5\nb\n", "file"); }), "file:2");
   EXPECT_HAS(error_of(ErrorKind::input, [&] { policy.add_rules("a pq5 x\n", "file"); }), "file:1");
   EXPECT_HAS(error_of(ErrorKind::input, [&] { policy.add_rules("\n\na pq9\n", "file"); }), "file:3: unknown format \"pq9\"");
+}
+
+TEST(Policy, LengthsAtTheLimitsAndBeyond) {
+  Policy policy;
+  policy.add_rules(std::string(kMaxGlobBytes, 'a') + " pq5", "file");
+  EXPECT_HAS(error_of(ErrorKind::input, [&] { policy.add_rules(std::string(kMaxGlobBytes + 1, '*') + " pq5", "file"); }),
+             "a glob of 1025 bytes");
+  std::string rules;
+  for (int64_t i = 1; i < kMaxPolicyRules; ++i) rules += "a pq5\n";
+  policy.add_rules(rules, "file");
+  EXPECT_HAS(error_of(ErrorKind::input, [&] { policy.add_rules("a pq5", "more"); }), "more:1: too many rules");
+}
+
+// A glob of stars and classes that fits nowhere: its time is not exponential in the stars.
+TEST(Policy, StarsAreMatchedInTime) {
+  Policy policy;
+  std::string glob;
+  for (int i = 0; i < 100; ++i) glob += "*[a-z]";
+  policy.add_rules(glob + "Z pq4", "file");
+  EXPECT_EQ(format_of(policy, "layers.0.linear_attn.in_proj_qkv.weight"), "pq5");
 }
 
 TEST(Policy, RuleThatMatchesNoMatrixIsRefused) {

@@ -1,8 +1,8 @@
 // Abuse of safetensors headers and indices through real files; the writer read back.
 #include <cstring>
 
+#include "base/strict_json.h"
 #include "store/store_fixture.h"
-#include "store/strict_json.h"
 
 namespace pq {
 namespace {
@@ -104,7 +104,7 @@ TEST(Safetensors, RefusesShapesAndTypes) {
 TEST(Safetensors, RefusesMalformedHeaders) {
   EXPECT_HAS(open_error("[]"), "does not start with '{'");
   EXPECT_HAS(open_error(""), "does not start with '{'");
-  EXPECT_HAS(open_error(R"({"a":)"), "not valid JSON");
+  EXPECT_HAS(open_error(R"({"a":)"), "is not JSON at byte");
   EXPECT_HAS(
       open_error(R"({"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}})"),
       "repeats the key \"a\"");
@@ -117,7 +117,39 @@ TEST(Safetensors, RefusesMalformedHeaders) {
              "name of 2000 bytes");
   EXPECT_HAS(open_error(R"({"a\u0000b":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}})"), "control character");
   const std::string deep = "{\"a\":" + std::string(100'000, '[') + std::string(100'000, ']') + "}";
-  EXPECT_HAS(open_error(deep), "nests deeper than");
+  EXPECT_HAS(open_error(deep), "nested deeper than");
+}
+
+TEST(Safetensors, SizesAtTheEdgesOfTheirTypes) {
+  const std::string head = R"({"a":{"dtype":"F32","shape":[)", tail = R"(],"data_offsets":[0,)";
+  // Element counts whose bytes, or ends whose sums, wrap around in 32 or 64 bits.
+  for (const char* shape : {"1073741825", "2147483648", "4294967297", "2305843009213693953", "4611686018427387904",
+                            "9223372036854775807", "9223372036854775808", "4294967296,4294967297", "3037000500,3037000500"})
+    EXPECT_HAS(open_error(head + shape + tail + "4]}}", "abcd"), "tensor \"a\"");
+  for (const char* end : {"2147483648", "4294967300", "9223372036854775807", "9223372036854775808", "18446744073709551620"})
+    EXPECT_FALSE(open_error(head + "1" + tail + std::string(end) + "]}}", "abcd").empty());
+  EXPECT_HAS(open_error(head + "1" + tail +
+                            "4]},\"b\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[9223372036854775807,"
+                            "9223372036854775807]}}",
+                        "abcd"),
+             "lies at bytes");
+}
+
+TEST(Safetensors, CountsAtTheLimitsAndBeyond) {
+  const std::string name(kMaxSafetensorsNameBytes, 'n');
+  const auto header = [](const std::string& tensor) {
+    return "{\"" + tensor + R"(":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}})";
+  };
+  const TempDir dir;
+  spit(dir / "x", file_bytes(header(name), ""));
+  EXPECT_EQ(SafetensorsFile::open(dir / "x").entries().size(), 1u);
+  EXPECT_HAS(open_error(header(name + "n")), "a tensor name of 1025 bytes");
+  spit(dir / "x", file_bytes(R"({"a":{"dtype":"U8","shape":[1,1,1,1,1,1,1,4],"data_offsets":[0,4]}})", "abcd"));
+  EXPECT_EQ(SafetensorsFile::open(dir / "x").entries()[0].shape.size(), 8u);
+  std::string many = "{";
+  for (int64_t i = 0; i <= kMaxSafetensorsTensors; ++i)
+    many += (i ? ",\"" : "\"") + std::to_string(i) + R"(":{"dtype":"U8","shape":[0],"data_offsets":[0,0]})";
+  EXPECT_HAS(open_error(many + "}"), "262145 tensors, at most 262144");
 }
 
 class SafetensorsIndex : public ::testing::Test {

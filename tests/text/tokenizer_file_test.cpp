@@ -180,6 +180,25 @@ TEST(TokenizerFile, DamagedAddedTokens) {
       "more than 4096 added tokens");
 }
 
+TEST(TokenizerFile, IdsAndNamesAtTheLimitsAndBeyond) {
+  const auto load = [](const json& token) {
+    json file = small_tokenizer();
+    file["added_tokens"].push_back(token);
+    return testing::load_small_tokenizer(file).vocab_size();
+  };
+  EXPECT_EQ(load(added_token(4'194'303, "<x>", true)), 4'194'304);
+  EXPECT_EQ(load(added_token(305, std::string(1024, 'x'), true)), 306);
+  const auto vocab = [](const json& id) { return [id](json& f) { f["model"]["vocab"]["zz"] = id; }; };
+  for (const uint64_t id :
+       {uint64_t{4'194'304}, uint64_t{1} << 31, (uint64_t{1} << 32) + 5, (uint64_t{1} << 63) - 1, uint64_t{1} << 63})
+    expect_refused(vocab(id), "the id of 'zz' is " + std::to_string(id));
+  expect_refused(vocab(-1), "the id of 'zz' is -1");
+  expect_refused(vocab(1e18), "the id of 'zz' is number");
+  std::string twice = small_tokenizer().dump();
+  twice.replace(twice.find("\"vocab\":{"), 9, "\"vocab\":{\"!\":33,");
+  expect_text_refused(twice, "repeats the key \"!\"");
+}
+
 TEST(TokenizerFile, AddedTokenMayRepeatTheVocabulary) {
   json file = small_tokenizer();
   file["added_tokens"].push_back(added_token(256, "he", true));

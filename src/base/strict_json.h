@@ -1,5 +1,5 @@
-// JSON from files that others wrote: parsed with a limit on depth and with duplicate keys refused, and read field by field with the
-// path of the file and the key in every error. What the fields mean is left to the callers.
+// JSON from files that others wrote: parsed with limits on depth and number of values and with duplicate keys refused, and read
+// field by field with the path of the file and the key in every error. What the fields mean is left to the callers.
 #pragma once
 
 #include <cstdint>
@@ -7,13 +7,16 @@
 #include <string>
 #include <string_view>
 
+#include "base/limits.h"
+
 namespace pq {
 
-// Objects and arrays may nest this deep.
-inline constexpr int kMaxJsonDepth = 32;
+// Throws ErrorKind::input naming `path` when `text` is not JSON, nests deeper than kMaxJsonDepth, holds more than `max_values`
+// values and keys, or repeats a key in an object.
+nlohmann::json parse_strict_json(std::string_view text, const std::string& path, int64_t max_values = kMaxJsonValues);
 
-// Throws ErrorKind::input naming `path` when `text` is not JSON, nests deeper than kMaxJsonDepth or repeats a key in an object.
-nlohmann::json parse_strict_json(std::string_view text, const std::string& path);
+// A JSON string or any value for an error message: at most 80 bytes of it.
+std::string json_excerpt(const nlohmann::json& value);
 
 // The member `key` of the object `object`; `where` names the object in errors ("path: tensors[3]"). Each throws ErrorKind::input
 // when the member is absent or of another type; integers must lie in [low, high].
