@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "kernels/backend.h"
+#include "kernels/device_sum.h"
 
 namespace pq {
 namespace {
@@ -17,6 +18,7 @@ namespace {
 struct Plugin {
   CudaDeviceCount device_count = nullptr;
   CudaMakeBackend make_backend = nullptr;
+  CudaMakeSum make_sum = nullptr;
   std::string problem;  // empty when the functions are there
 };
 
@@ -38,7 +40,9 @@ Plugin open_plugin() {
   const auto* abi = static_cast<const int32_t*>(dlsym(library, "pq_cuda_abi"));
   plugin.device_count = reinterpret_cast<CudaDeviceCount>(dlsym(library, "pq_cuda_device_count"));
   plugin.make_backend = reinterpret_cast<CudaMakeBackend>(dlsym(library, "pq_cuda_make_backend"));
-  if (abi == nullptr || *abi != kCudaAbi || plugin.device_count == nullptr || plugin.make_backend == nullptr)
+  plugin.make_sum = reinterpret_cast<CudaMakeSum>(dlsym(library, "pq_cuda_make_sum"));
+  if (abi == nullptr || *abi != kCudaAbi || plugin.device_count == nullptr || plugin.make_backend == nullptr ||
+      plugin.make_sum == nullptr)
     plugin.problem = fmt::format("{} is of another version of pq ({}, not {})", path, abi == nullptr ? 0 : *abi, kCudaAbi);
   return plugin;
 }
@@ -61,7 +65,7 @@ int cuda_device_count(std::string* reason) {
   return count;
 }
 
-std::unique_ptr<Backend> make_cuda_backend(int device, int64_t memory_limit, uint8_t* identity) {
+std::unique_ptr<Backend> make_cuda_backend(int device, int64_t memory_limit, uint8_t* identity, int64_t* free_bytes) {
   std::string reason;
   const int count = cuda_device_count(&reason);
   if (count == 0) throw Error(ErrorKind::environment, "no GPU: " + reason + "; run with --device cpu");
@@ -72,8 +76,17 @@ std::unique_ptr<Backend> make_cuda_backend(int device, int64_t memory_limit, uin
   request.memory_limit = memory_limit;
   Backend* backend = plugin().make_backend(&request);
   if (backend == nullptr) throw Error(static_cast<ErrorKind>(request.error_kind), request.error);
+  if (free_bytes != nullptr) *free_bytes = request.free_bytes;
   if (identity != nullptr) std::copy(std::begin(request.identity), std::end(request.identity), identity);
   return std::unique_ptr<Backend>(backend);
+}
+
+std::unique_ptr<DeviceSum> make_cuda_sum(Backend& backend, const std::string& method, const RankExchange& exchange,
+                                         double time_limit_seconds) {
+  CudaRequest request;
+  DeviceSum* sum = plugin().make_sum(&request, &backend, method.c_str(), &exchange, time_limit_seconds);
+  if (sum == nullptr) throw Error(static_cast<ErrorKind>(request.error_kind), request.error);
+  return std::unique_ptr<DeviceSum>(sum);
 }
 
 }  // namespace pq

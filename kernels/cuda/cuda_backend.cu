@@ -1,5 +1,8 @@
 // Memory, staging and the operations of cuda_backend.h.
+#include <sched.h>
+
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 
 #include "kernels/check.h"
@@ -8,7 +11,7 @@
 namespace pq::cuda {
 namespace {
 
-constexpr int64_t kRingBytes = int64_t{4} << 20;
+constexpr int64_t kRingBytes = kDeviceStagingBytes;
 
 int64_t tokens_of(const Spans& spans) {
   int64_t tokens = 0;
@@ -88,6 +91,25 @@ Buffer CudaBackend::allocate(int64_t bytes) {
   return buffer;
 }
 
+Buffer CudaBackend::allocate_pinned(int64_t bytes) {
+  if (bytes == 0) return Buffer();
+  void* data = nullptr;
+  if (cudaMallocHost(&data, static_cast<size_t>(bytes)) != cudaSuccess) {
+    cudaGetLastError();
+    throw Error(ErrorKind::environment, "no pinned host memory for a buffer of " + gigabytes(bytes));
+  }
+  std::memset(data, 0, static_cast<size_t>(bytes));
+  host_buffers_->insert(data);
+  return Buffer(data, bytes, std::shared_ptr<void>(data, [buffers = host_buffers_](void* p) {
+                  buffers->erase(p);
+                  cudaFreeHost(p);
+                }));
+}
+
+void* CudaBackend::host_pointer(const Buffer& buffer) const {
+  return host_buffers_->count(buffer.data()) > 0 ? buffer.data() : nullptr;
+}
+
 void CudaBackend::upload(void* device, const void* host, int64_t bytes) {
   if (bytes == 0) return;
   check(cudaMemcpyAsync(device, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_), "cudaMemcpy to the device");
@@ -105,7 +127,16 @@ void CudaBackend::zero(void* device, int64_t bytes) {
   if (bytes > 0) check(cudaMemsetAsync(device, 0, static_cast<size_t>(bytes), stream_), "cudaMemset");
 }
 
-void CudaBackend::synchronize() { check(cudaStreamSynchronize(stream_), "a kernel failed; cudaStreamSynchronize"); }
+void CudaBackend::synchronize() {
+  const auto start = std::chrono::steady_clock::now();
+  const auto watch = [&] { watcher_(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()); };
+  while (watcher_ && cudaStreamQuery(stream_) == cudaErrorNotReady) {
+    watch();
+    sched_yield();
+  }
+  check(cudaStreamSynchronize(stream_), "a kernel failed; cudaStreamSynchronize");
+  if (watcher_) watch();
+}
 
 template <typename T>
 const T* CudaBackend::stage(const T* host, int64_t count) {

@@ -4,15 +4,18 @@
 
 #include <cuda_runtime.h>
 
+#include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "kernels/cuda/launch.h"
+#include "kernels/device_memory.h"
 
 namespace pq::cuda {
 
-class CudaBackend : public Backend {
+class CudaBackend : public Backend, public PinnedMemory {
  public:
   // memory_limit: bytes of device memory that buffers may take together; 0: what the device has. Throws ErrorKind::environment when
   // the device does not exist, is older than sm_80, or cannot be opened.
@@ -21,7 +24,9 @@ class CudaBackend : public Backend {
 
   std::string name() const override { return name_; }
   Buffer allocate(int64_t bytes) override;
-  void* host_pointer(const Buffer&) const override { return nullptr; }
+  // Kernels read it where it lies, over the bus. Not counted against the limit.
+  Buffer allocate_pinned(int64_t bytes) override;
+  void* host_pointer(const Buffer& buffer) const override;
   void upload(void* device, const void* host, int64_t bytes) override;
   void download(void* host, const void* device, int64_t bytes) override;
   void zero(void* device, int64_t bytes) override;
@@ -39,6 +44,12 @@ class CudaBackend : public Backend {
   void attention_input(const AttentionInputArgs& args) override;
   void attention(const AttentionArgs& args) override;
   void decode(const DecodeArgs& args) override;
+
+  cudaStream_t stream() const { return stream_; }
+  int device() const { return device_; }
+  // Called again and again while the host waits for the stream, with the seconds it has waited, so that a rank which waits for
+  // another in vain hears of it; what it throws ends the wait. May be empty.
+  void watch(std::function<void(double)> watcher) { watcher_ = std::move(watcher); }
 
   // Weights are coded on the host, where they are read: both throw ErrorKind::internal.
   void polar_encode(const PolarEncodeArgs& args) override;
@@ -68,12 +79,14 @@ class CudaBackend : public Backend {
   std::string name_;
   cudaStream_t stream_ = nullptr;
   std::shared_ptr<Ledger> ledger_;
+  std::shared_ptr<std::set<void*>> host_buffers_ = std::make_shared<std::set<void*>>();
   std::map<const Codebook*, Table> codebooks_;
   std::vector<Buffer> tables_;
   Buffer scratch_;
   Buffer ring_;
   char* ring_host_ = nullptr;
   int64_t ring_used_ = 0;
+  std::function<void(double)> watcher_;
 };
 
 }  // namespace pq::cuda

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/sums.h"
 #include "kernels/plugin.h"
 
 namespace {
@@ -33,7 +34,25 @@ extern "C" __attribute__((visibility("default"))) pq::Backend* pq_cuda_make_back
     cudaDeviceProp properties{};
     pq::cuda::check(cudaGetDeviceProperties(&properties, request->device), "cudaGetDeviceProperties");
     std::memcpy(request->identity, properties.uuid.bytes, sizeof request->identity);
+    size_t free = 0, total = 0;
+    pq::cuda::check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+    request->free_bytes = static_cast<int64_t>(free);
     return backend.release();
+  } catch (const pq::Error& error) {
+    fail(request, error.kind(), error.what());
+  } catch (const std::exception& error) {
+    fail(request, pq::ErrorKind::internal, error.what());
+  }
+  return nullptr;
+}
+
+extern "C" __attribute__((visibility("default"))) pq::DeviceSum* pq_cuda_make_sum(pq::CudaRequest* request, pq::Backend* backend,
+                                                                                  const char* method,
+                                                                                  const pq::RankExchange* exchange,
+                                                                                  double time_limit_seconds) {
+  try {
+    auto& cuda = dynamic_cast<pq::cuda::CudaBackend&>(*backend);
+    return pq::cuda::make_sum(cuda, method, *exchange, time_limit_seconds).release();
   } catch (const pq::Error& error) {
     fail(request, error.kind(), error.what());
   } catch (const std::exception& error) {

@@ -22,4 +22,28 @@ __device__ inline void multiply_tile(int c[4], const uint32_t a[4], uint32_t b0,
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Memory that other devices or the host read and write meanwhile: whole packets and words, unordered among each other.
+__device__ inline void store_packet(uint64_t* address, uint64_t packet) {
+  asm volatile("st.relaxed.sys.global.u64 [%0], %1;" : : "l"(address), "l"(packet) : "memory");
+}
+__device__ inline uint64_t load_packet(const uint64_t* address) {
+  uint64_t packet;
+  asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(packet) : "l"(address) : "memory");
+  return packet;
+}
+__device__ inline void store_word(uint32_t* address, uint32_t word) {
+  asm volatile("st.relaxed.sys.global.u32 [%0], %1;" : : "l"(address), "r"(word) : "memory");
+}
+__device__ inline uint32_t load_word(const uint32_t* address) {
+  uint32_t word;
+  asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(word) : "l"(address) : "memory");
+  return word;
+}
+
+__device__ inline uint64_t clock_ns() {
+  uint64_t now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+  return now;
+}
+
 }  // namespace pq::cuda

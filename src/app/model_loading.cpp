@@ -6,11 +6,14 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <exception>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "base/process.h"
+#include "kernels/device_memory.h"
+#include "kernels/device_sum.h"
 #include "kernels/plugin.h"
 #include "store/open_weights.h"
 #include "store/quantize_source.h"
@@ -18,10 +21,16 @@
 namespace pq {
 namespace {
 
+// How long a step waits for the values of another rank.
+constexpr double kSumLimitSeconds = 60;
+
 void check_memory(const Model& model, const ModelFlags& flags, int64_t limit) {
   if (limit == 0 || model.plan.total() <= limit) return;
-  const std::string allowed = flags.memory_bytes > 0 ? "--memory allows " + bytes_text(limit)
-                                                     : "this rank's share of the free memory is " + bytes_text(limit);
+  const std::string allowed =
+      flags.memory_bytes > 0
+          ? "--memory allows " + bytes_text(limit)
+          : (model.runtime.place == Place::gpu ? "this rank's GPU has " : "this rank's share of the free memory is ") +
+                bytes_text(limit);
   const std::string way_out =
       model.plan.largest_context > 0
           ? fmt::format("the largest context that fits is -c {}", model.plan.largest_context)
@@ -66,17 +75,68 @@ std::unique_ptr<Backend> make_encoder_backend(const BackendFlags& flags, const S
   return make_backend(flags.device == "reference" ? "reference" : "cpu", rank_backend_options(flags, session.cpus()));
 }
 
-std::unique_ptr<Backend> make_rank_backend(const BackendFlags& flags, const Session& session, int64_t memory_bytes,
-                                           DeviceIdentity* identity) {
-  identity->fill(0);
-  if (flags.device != "cuda" && flags.device != "auto") return make_encoder_backend(flags, session);
+void make_rank_backend(const ModelFlags& flags, const Session& session, Model* model) {
+  const std::string& device = flags.backend.device;
   std::string reason;
-  const int devices = cuda_device_count(&reason);
-  if (devices == 0 && flags.device == "auto") {
-    log_once("no GPU: " + reason + "; running on the CPU");
-    return make_encoder_backend(flags, session);
+  const int devices = device == "cuda" || device == "auto" ? cuda_device_count(&reason) : 0;
+  if (device == "auto" && devices == 0) log_once("no GPU: " + reason + "; running on the CPU");
+  if (device != "cuda" && devices == 0) {
+    model->backend = make_encoder_backend(flags.backend, session);
+    return;
   }
-  return make_cuda_backend(devices == 0 ? 0 : session.local_rank() % devices, memory_bytes, identity->data());
+  if (flags.memory_bytes > 0 && flags.memory_bytes <= kDeviceContextBytes) {
+    throw Error(ErrorKind::usage,
+                fmt::format("--memory {} is less than a CUDA context takes ({}); allow more, or run with --device cpu",
+                            bytes_text(flags.memory_bytes), bytes_text(kDeviceContextBytes)));
+  }
+  const int64_t for_buffers = flags.memory_bytes > 0 ? flags.memory_bytes - kDeviceContextBytes : 0;
+  model->backend = make_cuda_backend(devices == 0 ? 0 : session.local_rank() % devices, for_buffers, model->device.data(),
+                                     &model->device_free_bytes);
+  // Ranks that share a device share its memory.
+  model->device_free_bytes /= std::max(1, (session.local_ranks() + devices - 1) / std::max(1, devices));
+}
+
+Place place_of(const Model& model) { return model.device == DeviceIdentity{} ? Place::host : Place::gpu; }
+
+void open_sums(Session& session, const BackendFlags& flags, Model* model) {
+  const bool gpu = place_of(*model) == Place::gpu;
+  session.agree("the way to add over ranks", [&] {
+    if (!gpu && flags.allreduce != "auto" && flags.allreduce != "mpi")
+      throw Error(ErrorKind::usage, "--allreduce " + flags.allreduce + " is for GPUs; leave it out, or run with --device cuda");
+  });
+  Communicator& comm = session.comm();
+  const char mine = gpu ? 1 : 0;
+  std::vector<char> all(static_cast<size_t>(session.ranks()));
+  comm.all_gather(&mine, 1, all.data());
+  if (session.ranks() == 1 || std::find(all.begin(), all.end(), 0) != all.end()) return;
+  const RankExchange exchange{
+      .rank = session.rank(),
+      .ranks = session.ranks(),
+      .one_node = session.local_ranks() == session.ranks(),
+      .all_gather = [&comm](const void* data, int64_t bytes, void* out) { comm.all_gather(data, bytes, out); }};
+  const MakeSum make = [&](const std::string& method, double limit) {
+    return make_cuda_sum(*model->backend, method, exchange, limit);
+  };
+  const std::vector<SumProbe> probes = probe_sums(*model->backend, comm, flags.allreduce, model->config.hidden, make);
+  SumChoice choice;
+  session.agree("the way to add over ranks", [&] { choice = choose_sum(flags.allreduce, probes); });
+  for (const std::string& remark : choice.remarks) log_once(remark);
+  std::string text = "GPUs add by " + choice.method;
+  for (const SumProbe& probe : probes)
+    text += probe.problem.empty() ? fmt::format("; {} {:.1f} us", probe.method, probe.us)
+                                  : fmt::format("; no {}: {}", probe.method, probe.problem);
+  log_once(text);
+  if (choice.method == "mpi") return;
+  std::exception_ptr failure;
+  try {
+    model->sum = make(choice.method, kSumLimitSeconds);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  session.agree("the way to add over ranks", [&] {
+    if (failure) std::rethrow_exception(failure);
+    model->comm = make_device_communicator(comm, *model->sum);
+  });
 }
 
 void refuse_shared_devices(Session& session, const DeviceIdentity& identity, bool allowed) {
@@ -103,18 +163,21 @@ Model open_model(Session& session, const ModelFlags& flags) {
     model.config = load_model_config(flags.model);
     check_rank_count(model.config, session.ranks());
     model.runtime = runtime_options(flags, model.config);
-    model.backend = make_rank_backend(flags.backend, session, flags.memory_bytes, &model.device);
+    make_rank_backend(flags, session, &model);
+    model.runtime.place = place_of(model);
+    model.runtime.nccl = flags.backend.allreduce == "auto" || flags.backend.allreduce == "nccl";
     // Device memory is not host memory: what the host reads, it codes.
-    if (model.device != DeviceIdentity{}) model.encoder = make_encoder_backend(flags.backend, session);
+    if (model.runtime.place == Place::gpu) model.encoder = make_encoder_backend(flags.backend, session);
     model.source = open_weights(flags.model, tensor_specs(model.config), make_recipe(flags.recipe),
                                 model.encoder ? *model.encoder : *model.backend);
-    const int64_t limit =
-        flags.memory_bytes > 0 ? flags.memory_bytes : proc_bytes("/proc/meminfo", "MemAvailable") / session.local_ranks();
-    model.plan = plan_memory(model.config, model.runtime, session.rank(), session.ranks(),
-                             weight_bytes(model.config, *model.source, session.rank(), session.ranks()), limit);
+    const int64_t limit = flags.memory_bytes > 0              ? flags.memory_bytes
+                          : model.runtime.place == Place::gpu ? model.device_free_bytes + kDeviceContextBytes
+                                                              : proc_bytes("/proc/meminfo", "MemAvailable") / session.local_ranks();
+    model.plan = plan_rank(model.config, model.runtime, *model.source, session.rank(), session.ranks(), limit);
     check_memory(model, flags, limit);
   });
   refuse_shared_devices(session, model.device, flags.backend.share_device);
+  open_sums(session, flags.backend, &model);
   if (const auto* quantizing = dynamic_cast<const QuantizingSource*>(model.source.get())) {
     for (const std::string& warning : quantizing->warnings()) log_once(warning);
   }
@@ -125,9 +188,9 @@ void load_model(Session& session, Model* model) {
   const auto start = std::chrono::steady_clock::now();
   session.agree("loading the weights", [&] {
     ProgressBar bar("loading", model->plan.weights / 1'000'000, "MB");
-    model->transformer =
-        std::make_unique<Transformer>(model->config, model->runtime, *model->backend, session.comm(), *model->source,
-                                      [&](int64_t bytes) { bar.set(std::min(bytes, model->plan.weights) / 1'000'000); });
+    model->transformer = std::make_unique<Transformer>(
+        model->config, model->runtime, *model->backend, model->comm ? *model->comm : session.comm(), *model->source,
+        [&](int64_t bytes) { bar.set(std::min(bytes, model->plan.weights) / 1'000'000); }, model->plan.host_embedding > 0);
   });
   model->load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
@@ -165,6 +228,7 @@ std::string plan_text(const MemoryPlan& plan) {
   for (const auto& [name, bytes] : items) {
     if (bytes > 0) text += (text.empty() ? "" : ", ") + std::string(name) + " " + bytes_text(bytes);
   }
+  if (plan.host_embedding > 0) text += "; the embedding in host memory " + bytes_text(plan.host_embedding);
   return text;
 }
 

@@ -10,6 +10,7 @@
 
 #include "app/options.h"
 #include "comm/session.h"
+#include "comm/sum_choice.h"
 #include "kernels/backend.h"
 #include "model/config.h"
 #include "model/partition.h"
@@ -27,22 +28,33 @@ struct Model {
   ModelConfig config;
   RuntimeOptions runtime;
   MemoryPlan plan;
-  DeviceIdentity device{};  // of backend
+  DeviceIdentity device{};        // of backend
+  int64_t device_free_bytes = 0;  // what it had free when it was opened
   std::unique_ptr<Backend> backend;
-  std::unique_ptr<Backend> encoder;  // of a checkpoint that is quantised while loading; null when backend does it
+  std::unique_ptr<DeviceSum> sum;      // between GPUs; null: values pass through the session's communicator
+  std::unique_ptr<Communicator> comm;  // the session's with that sum; null without one
+  std::unique_ptr<Backend> encoder;    // of a checkpoint that is quantised while loading; null when backend does it
   std::unique_ptr<WeightSource> source;
   std::unique_ptr<Transformer> transformer;  // null until load_model
   double load_seconds = 0;
 };
 
-// Threads of this rank by the flags. Without -t as many as the rank has CPUs, each pinned to one; with fewer threads none is pinned.
+// Threads of this rank by the flags. Without -t as many as the rank has CPUs, each pinned to one; with fewer threads none is
+// pinned.
 BackendOptions rank_backend_options(const BackendFlags& flags, const std::vector<int>& cpus);
 
-// The backend of this rank. cpu: with those options; logs a line when -t exceeds the CPUs. cuda: on the visible device of the rank's
-// place on its node, modulo their number. auto: cuda where a device answers, else cpu, with a line that says why. memory_bytes: of
-// --memory. identity: filled. Throws what make_backend throws.
-std::unique_ptr<Backend> make_rank_backend(const BackendFlags& flags, const Session& session, int64_t memory_bytes,
-                                           DeviceIdentity* identity);
+// The backend of this rank into model->backend, with what is known of its device. cpu: with those options; logs a line when -t
+// exceeds the CPUs. cuda: on the visible device of the rank's place on its node, modulo their number; buffers may take what
+// --memory leaves beside kDeviceContextBytes. auto: cuda where a device answers, else cpu, with a line that says why. Throws what
+// make_backend throws, and ErrorKind::usage when --memory is less than the context.
+void make_rank_backend(const ModelFlags& flags, const Session& session, Model* model);
+
+// Of model->backend: gpu or host, for the plan.
+Place place_of(const Model& model);
+
+// Collective. Gives ranks with GPUs their way to add (--allreduce), tried and timed, and says on rank 0 which. Throws what
+// choose_sum throws on all ranks, and ErrorKind::usage when a way of GPUs is asked for on a CPU.
+void open_sums(Session& session, const BackendFlags& flags, Model* model);
 
 // The same for coding weights, which the host does.
 std::unique_ptr<Backend> make_encoder_backend(const BackendFlags& flags, const Session& session);

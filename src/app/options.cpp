@@ -131,6 +131,10 @@ void add_backend_flags(CLI::App* app, BackendFlags* flags) {
       ->check(CLI::IsMember({"cpu", "cuda", "auto", "reference"}))
       ->capture_default_str();
   app->add_flag("--share-device", flags->share_device, "several ranks may use one GPU");
+  app->add_option("--allreduce", flags->allreduce, "how GPUs add: p2p, host, nccl, mpi, auto (the fastest that is right)")
+      ->type_name("NAME")
+      ->check(CLI::IsMember({"auto", "p2p", "host", "nccl", "mpi"}))
+      ->capture_default_str();
 }
 
 void add_job_flags(CLI::App* app, JobOptions* options) {

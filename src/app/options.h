@@ -33,6 +33,7 @@ struct BackendFlags {
   std::string isa;  // empty: the fastest
   int threads = 0;  // 0: the CPUs of the rank
   bool share_device = false;
+  std::string allreduce = "auto";  // how GPUs add over ranks: a name of comm/sum_choice.h
 };
 
 // Which model, and how it is held.

@@ -84,10 +84,16 @@ std::vector<std::pair<const char*, Range>> partition(const ModelConfig& config, 
           {"mlp columns", share(config.intermediate)}, {"vocabulary", owned("embed_tokens.weight")}};
 }
 
-std::vector<std::pair<const char*, int64_t>> items(const MemoryPlan& plan) {
-  return {{"weights", plan.weights},       {"kv_cache", plan.kv_cache},   {"delta_state", plan.delta_state},
-          {"conv_state", plan.conv_state}, {"workspace", plan.workspace}, {"communication", plan.communication},
-          {"process", plan.process},       {"total", plan.total()}};
+std::vector<std::pair<const char*, int64_t>> items(const MemoryPlan& plan, Place place) {
+  return {{"weights", plan.weights},
+          {"kv_cache", plan.kv_cache},
+          {"delta_state", plan.delta_state},
+          {"conv_state", plan.conv_state},
+          {"workspace", plan.workspace},
+          {"communication", plan.communication},
+          {place == Place::gpu ? "device_context" : "process", plan.process},
+          {"total", plan.total()},
+          {"host_embedding", plan.host_embedding}};
 }
 
 struct Plan {
@@ -111,6 +117,7 @@ Json to_json(const Plan& plan) {
   json["ranks"] = ranks;
   json["legal_ranks"] = legal_rank_counts(plan.config);
   json["units"] = model_units(plan.config);
+  json["place"] = plan.runtime.place == Place::gpu ? "gpu" : "host";
   json["context"] = plan.runtime.context;
   json["batch"] = plan.runtime.batch;
   json["kv_type"] = kv_type_name(plan.runtime.kv_type);
@@ -127,7 +134,7 @@ Json to_json(const Plan& plan) {
       std::replace(key.begin(), key.end(), ' ', '_');
       entry["partition"][key] = {{"first", range.first}, {"count", range.count}};
     }
-    for (const auto& [name, bytes] : items(plan.ranks[static_cast<size_t>(rank)])) entry["bytes"][name] = bytes;
+    for (const auto& [name, bytes] : items(plan.ranks[static_cast<size_t>(rank)], plan.runtime.place)) entry["bytes"][name] = bytes;
     json["per_rank"].push_back(entry);
   }
   return json;
@@ -155,7 +162,10 @@ std::string to_text(const Plan& plan) {
       rows[row++] += fmt::format("{:>{}}", value, kColumn);
     };
     for (const auto& [name, range] : partition(c, rank, ranks)) add(name, range_text(range));
-    for (const auto& [name, bytes] : items(plan.ranks[static_cast<size_t>(rank)])) add(name, bytes_text(bytes));
+    for (const auto& [name, bytes] : items(plan.ranks[static_cast<size_t>(rank)], plan.runtime.place)) {
+      // A row that is empty for one rank is for all.
+      if (name != std::string("host_embedding") || bytes > 0) add(name, bytes_text(bytes));
+    }
   }
   text += header + "\n";
   for (const std::string& row : rows) text += row + "\n";
@@ -189,13 +199,14 @@ std::string plan_report(const ModelFlags& flags, int ranks, bool json) {
   if (!source) source = std::make_unique<PlannedSource>(make_recipe(flags.recipe));
   check_rank_count(plan.config, ranks);
   plan.runtime = runtime_options(flags, plan.config);
+  if (flags.backend.device == "cuda") plan.runtime.place = Place::gpu;
+  plan.runtime.nccl = flags.backend.allreduce == "auto" || flags.backend.allreduce == "nccl";
   plan.weights = source->description();
   plan.bits_per_weight = bits_per_weight(plan.config, *source);
   plan.limit = flags.memory_bytes;
   plan.largest_context = plan.config.max_position;
   for (int rank = 0; rank < ranks; ++rank) {
-    plan.ranks.push_back(
-        plan_memory(plan.config, plan.runtime, rank, ranks, weight_bytes(plan.config, *source, rank, ranks), plan.limit));
+    plan.ranks.push_back(plan_rank(plan.config, plan.runtime, *source, rank, ranks, plan.limit));
     plan.largest_context = std::min(plan.largest_context, plan.ranks.back().largest_context);
     plan.fits = plan.fits && (plan.limit == 0 || plan.ranks.back().total() <= plan.limit);
   }

@@ -90,6 +90,7 @@ std::optional<std::string> parse(int argc, char** argv, BenchOptions* o) {
       ->type_name("N")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
+  add_size_flag(app.get(), "--memory", &o->model.memory_bytes, "of a GPU, the most a rank may take");
   add_activations_flag(app.get(), &o->model.activations);
   add_backend_flags(app.get(), &o->model.backend);
   app->option_defaults()->group("Other");
@@ -116,8 +117,11 @@ Model synthetic_model(Session& session, const BenchOptions& o) {
   session.agree("making the model", [&] {
     model.config = named_geometry(o.geometry, o.layers, o.vocab);
     model.path = o.geometry;
-    model.backend = o.what == "quantize" ? make_encoder_backend(o.model.backend, session)
-                                         : make_rank_backend(o.model.backend, session, o.model.memory_bytes, &model.device);
+    if (o.what == "quantize") {
+      model.backend = make_encoder_backend(o.model.backend, session);
+    } else {
+      make_rank_backend(o.model, session, &model);
+    }
     const Encoding encoding = parse_encoding("--format", o.model.recipe.format);
     if (o.what == "quantize" && encoding.format != WeightFormat::polar && encoding.format != WeightFormat::int4)
       throw Error(ErrorKind::usage, o.model.recipe.format + " needs no encoder; choose pq2 to pq8, int4 or int4a");
@@ -125,10 +129,12 @@ Model synthetic_model(Session& session, const BenchOptions& o) {
     check_rank_count(model.config, session.ranks());
     model.runtime = runtime_options(o.model, model.config);
     model.source = std::make_unique<SyntheticSource>(encoding.format, encoding.bits);
-    model.plan = plan_memory(model.config, model.runtime, session.rank(), session.ranks(),
-                             weight_bytes(model.config, *model.source, session.rank(), session.ranks()), 0);
+    model.runtime.place = place_of(model);
+    model.runtime.nccl = o.model.backend.allreduce == "auto" || o.model.backend.allreduce == "nccl";
+    model.plan = plan_rank(model.config, model.runtime, *model.source, session.rank(), session.ranks(), o.model.memory_bytes);
   });
   refuse_shared_devices(session, model.device, o.model.backend.share_device);
+  open_sums(session, o.model.backend, &model);
   return model;
 }
 

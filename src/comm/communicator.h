@@ -14,7 +14,8 @@ namespace pq {
 inline constexpr int64_t kWindowPieceBytes = int64_t{256} << 10;
 inline constexpr int64_t kWindowRankBytes = 2 * kWindowPieceBytes + 4096;
 
-// All calls are collective: every rank calls the same operation with the same count, in the same order. Pointers are host memory.
+// All calls are collective: every rank calls the same operation with the same count, in the same order. Pointers are host memory,
+// but for sums where sums_on_device().
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -25,6 +26,8 @@ class Communicator {
   // In place, fp32, any count including 0. Values are added by one balanced binary tree in rank order, so every rank holds the same
   // bits and a tree over more units extends it. Throws ErrorKind::usage when size() is not a power of two.
   virtual void all_reduce_sum(float* data, int64_t count) = 0;
+  // all_reduce_sum takes device memory of this rank's backend and is ordered on its stream.
+  virtual bool sums_on_device() const { return false; }
 
   // Concatenates `bytes` from each rank in rank order into `out` [size * bytes] on every rank.
   virtual void all_gather(const void* data, int64_t bytes, void* out) = 0;

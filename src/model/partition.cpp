@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "comm/communicator.h"
+#include "kernels/device_memory.h"
 #include "model/state.h"
 
 namespace pq {
@@ -212,6 +213,27 @@ int64_t weight_bytes(const ModelConfig& config, const WeightSource& source, int 
   return bytes;
 }
 
+int64_t embedding_bytes(const ModelConfig& config, const WeightSource& source, int rank, int ranks) {
+  for (const TensorSpec& spec : tensor_specs(config)) {
+    if (spec.name == "embed_tokens.weight") return source.info(spec).bytes / spec.pieces * owned_pieces(spec, rank, ranks).count;
+  }
+  return 0;
+}
+
+MemoryPlan plan_rank(const ModelConfig& config, const RuntimeOptions& options, const WeightSource& source, int rank, int ranks,
+                     int64_t memory_limit) {
+  const int64_t weights = weight_bytes(config, source, rank, ranks);
+  MemoryPlan plan = plan_memory(config, options, rank, ranks, weights, memory_limit);
+  if (options.place == Place::host || config.tied || memory_limit == 0) return plan;
+  const int64_t embedding = embedding_bytes(config, source, rank, ranks);
+  MemoryPlan moved = plan_memory(config, options, rank, ranks, weights - embedding, memory_limit);
+  moved.host_embedding = embedding;
+  if (plan.total() > memory_limit) return moved;
+  // A longer context would move it.
+  plan.largest_context = moved.largest_context;
+  return plan;
+}
+
 MemoryPlan plan_memory(const ModelConfig& config, const RuntimeOptions& options, int rank, int ranks, int64_t weight_bytes,
                        int64_t memory_limit) {
   const LayerStateSize layer = layer_state_size(config, options, ranks);
@@ -227,8 +249,14 @@ MemoryPlan plan_memory(const ModelConfig& config, const RuntimeOptions& options,
   // be on one node.
   const int64_t logits =
       rank == 0 ? (ranks > 1 ? kLogitRows * local_shape(config, ranks).vocab_rows * ranks : 0) + config.vocab : 0;
-  plan.communication = 4 * logits + (ranks > 1 ? ranks * kWindowRankBytes : 0);
-  plan.process = kProcessBytes;
+  if (options.place == Place::host) {
+    plan.communication = 4 * logits + (ranks > 1 ? ranks * kWindowRankBytes : 0);
+    plan.process = kProcessBytes;
+  } else {
+    plan.workspace += device_workspace_bytes(config, options, ranks);
+    if (ranks > 1) plan.communication = push_sum_bytes(ranks) + (options.nccl ? kNcclBytes : 0);
+    plan.process = kDeviceContextBytes;
+  }
   if (memory_limit == 0) {
     plan.largest_context = config.max_position;
   } else {

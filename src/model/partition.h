@@ -33,15 +33,20 @@ struct PieceRange {
 };
 PieceRange owned_pieces(const TensorSpec& spec, int rank, int ranks);
 
+// Whose memory a rank's model takes.
+enum class Place : int { host, gpu };
+
 struct RuntimeOptions {
   int64_t context = 4096;  // positions a slot can hold
   int64_t slots = 1;
   int64_t batch = 256;  // tokens a step holds at most
   ActivationMode activations = ActivationMode::int8;
   KvType kv_type = KvType::f16;
+  Place place = Place::host;
+  bool nccl = false;  // gpu: room for a communicator of NCCL
 };
 
-// Bytes one rank needs, itemised. total() is what `--memory` is compared with.
+// Bytes one rank needs, itemised. total() is what `--memory` is compared with: memory of the host, or of the GPU.
 struct MemoryPlan {
   int64_t weights = 0;
   int64_t kv_cache = 0;
@@ -49,13 +54,22 @@ struct MemoryPlan {
   int64_t conv_state = 0;
   int64_t workspace = 0;
   int64_t communication = 0;
-  int64_t process = 0;  // code, libraries, MPI, tokenizer: an allowance
+  int64_t process = 0;  // host: code, libraries, MPI, tokenizer; gpu: the CUDA context, code and graphs; an allowance
   int64_t total() const { return weights + kv_cache + delta_state + conv_state + workspace + communication + process; }
+  int64_t host_embedding = 0;   // gpu: bytes of the embedding, which stays in host memory and is no part of the total
   int64_t largest_context = 0;  // that fits `memory_limit`, at most config.max_position; 0: not even one position
 };
 
 // Bytes of weights of `rank`, from what `source` will deliver.
 int64_t weight_bytes(const ModelConfig& config, const WeightSource& source, int rank, int ranks);
+
+// Of those, the embedding's.
+int64_t embedding_bytes(const ModelConfig& config, const WeightSource& source, int rank, int ranks);
+
+// The plan of a rank with the weights of `source`. On a gpu the embedding goes to host memory where the model does not fit
+// otherwise, unless the head needs it too (tied embeddings).
+MemoryPlan plan_rank(const ModelConfig& config, const RuntimeOptions& options, const WeightSource& source, int rank, int ranks,
+                     int64_t memory_limit);
 
 // `weight_bytes` as above; memory_limit 0 means none (largest_context is then config.max_position).
 MemoryPlan plan_memory(const ModelConfig& config, const RuntimeOptions& options, int rank, int ranks, int64_t weight_bytes,

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "kernels/device_memory.h"
 
 namespace pq {
 namespace {
@@ -59,6 +60,13 @@ int64_t attention_scratch_floats(const LocalShape& s, const ModelConfig& config)
 
 // gate, up.
 int64_t mlp_scratch_floats(const LocalShape& s) { return s.intermediate; }
+
+int64_t device_workspace_bytes(const ModelConfig& config, const RuntimeOptions& options, int ranks) {
+  const LocalShape s = local_shape(config, ranks);
+  const int64_t units = model_units(config) / ranks;
+  const int64_t floats = options.batch * std::max(units > 1 ? units * config.hidden : 0, s.intermediate);
+  return kDeviceStagingBytes + 4 * floats;
+}
 
 WorkspaceSize workspace_size(const ModelConfig& config, const RuntimeOptions& options, int ranks) {
   const LocalShape s = local_shape(config, ranks);

@@ -51,6 +51,9 @@ struct WorkspaceSize {
 };
 WorkspaceSize workspace_size(const ModelConfig& config, const RuntimeOptions& options, int ranks);
 
+// What the cuda backend takes for a step beside those areas: staging, and its sums of units or one product of SwiGLU.
+int64_t device_workspace_bytes(const ModelConfig& config, const RuntimeOptions& options, int ranks);
+
 // fp32 elements of the parts of `scratch`, in the order the transformer lays them out, for one token.
 int64_t delta_scratch_floats(const LocalShape& shape);
 int64_t attention_scratch_floats(const LocalShape& shape, const ModelConfig& config);

@@ -51,10 +51,10 @@ struct Transformer::Impl {
   std::vector<float> logit_row;        // rank 0
 
   Impl(const ModelConfig& c, const RuntimeOptions& o, Backend& b, Communicator& m, WeightSource& source,
-       const std::function<void(int64_t)>& progress)
+       const std::function<void(int64_t)>& progress, bool host_embedding)
       : config(c), options(o), backend(b), comm(m), shape(local_shape(c, m.size())) {
     check_rank_count(config, comm.size());
-    weights = load_weights(config, backend, source, comm.rank(), comm.size(), progress);
+    weights = load_weights(config, backend, source, comm.rank(), comm.size(), progress, host_embedding);
     allocate_states();
     allocate_workspace();
     upload_inv_freq();
@@ -190,6 +190,10 @@ struct Transformer::Impl {
 
   void all_reduce(float* data, int64_t count) {
     if (comm.size() == 1) return;
+    if (comm.sums_on_device()) {
+      comm.all_reduce_sum(data, count);
+      return;
+    }
     if (backend.host_pointer(buffers.front())) {
       backend.synchronize();
       comm.all_reduce_sum(data, count);
@@ -342,8 +346,8 @@ struct Transformer::Impl {
 };
 
 Transformer::Transformer(const ModelConfig& config, const RuntimeOptions& options, Backend& backend, Communicator& comm,
-                         WeightSource& source, const std::function<void(int64_t)>& progress)
-    : impl_(std::make_unique<Impl>(config, options, backend, comm, source, progress)) {}
+                         WeightSource& source, const std::function<void(int64_t)>& progress, bool host_embedding)
+    : impl_(std::make_unique<Impl>(config, options, backend, comm, source, progress, host_embedding)) {}
 
 Transformer::~Transformer() = default;
 

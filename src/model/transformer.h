@@ -25,10 +25,10 @@ struct Step {
 
 class Transformer {
  public:
-  // Loads this rank's slice; `progress` (may be empty) is called with the bytes loaded so far. Collective only in that every rank
-  // loads its own part; wrap it in Session::agree.
+  // Loads this rank's slice; host_embedding as load_weights has it; `progress` (may be empty) is called with the bytes loaded so
+  // far. Collective only in that every rank loads its own part; wrap it in Session::agree.
   Transformer(const ModelConfig& config, const RuntimeOptions& options, Backend& backend, Communicator& comm, WeightSource& source,
-              const std::function<void(int64_t)>& progress);
+              const std::function<void(int64_t)>& progress, bool host_embedding = false);
   ~Transformer();
   Transformer(const Transformer&) = delete;
   Transformer& operator=(const Transformer&) = delete;

@@ -8,6 +8,7 @@
 
 #include "base/activity.h"
 #include "base/error.h"
+#include "kernels/device_memory.h"
 #include "model/partition.h"
 
 namespace pq {
@@ -89,6 +90,12 @@ class Loader {
 
   const float* vector(const std::string& name) { return vector(std::vector<std::string>{name}); }
 
+  // What comes next goes to host memory, or to the backend's own again.
+  void to_host(bool on) {
+    to_host_ = on ? dynamic_cast<PinnedMemory*>(&backend_) : nullptr;
+    require(!on || to_host_ != nullptr, "an embedding in host memory of a backend that has no other");
+  }
+
   int64_t first_row(const std::string& name) const {
     const TensorSpec& spec = specs_.at(name);
     return spec.rows / spec.pieces * owned_pieces(spec, rank_, ranks_).first;
@@ -100,8 +107,9 @@ class Loader {
   }
 
   std::byte* allocate(int64_t bytes) {
-    out_->buffers.push_back(backend_.allocate(std::max<int64_t>(bytes, 1)));
-    out_->bytes += bytes;
+    const int64_t size = std::max<int64_t>(bytes, 1);
+    out_->buffers.push_back(to_host_ != nullptr ? to_host_->allocate_pinned(size) : backend_.allocate(size));
+    out_->bytes += to_host_ != nullptr ? 0 : bytes;
     return out_->buffers.back().as<std::byte>();
   }
 
@@ -137,6 +145,7 @@ class Loader {
   std::unordered_map<std::string, TensorSpec> specs_;
   std::vector<std::byte> staging_;
   int64_t loaded_ = 0;
+  PinnedMemory* to_host_ = nullptr;
 };
 
 DeltaWeights load_delta(Loader& loader, const std::string& prefix) {
@@ -169,11 +178,14 @@ AttentionWeights load_attention(Loader& loader, const std::string& prefix) {
 }  // namespace
 
 Weights load_weights(const ModelConfig& config, Backend& backend, WeightSource& source, int rank, int ranks,
-                     const std::function<void(int64_t)>& progress) {
+                     const std::function<void(int64_t)>& progress, bool host_embedding) {
   Weights weights;
   Loader loader(config, backend, source, rank, ranks, progress, &weights);
   enter_phase(Phase::load);
+  require(!host_embedding || !config.tied, "tied embeddings in host memory");
+  loader.to_host(host_embedding);
   weights.embed = loader.matrix("embed_tokens.weight");
+  loader.to_host(false);
   weights.vocab_first = loader.first_row("embed_tokens.weight");
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     enter_layer(layer);

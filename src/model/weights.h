@@ -53,9 +53,10 @@ struct Weights {
   int64_t bytes = 0;  // of the buffers
 };
 
-// Loads what `rank` owns. `progress` (may be empty) hears the bytes loaded so far. Throws what the source throws, and
-// ErrorKind::input when the parts of in_proj_qkv have different formats.
+// Loads what `rank` owns. host_embedding: the embedding goes to host memory (PinnedMemory); not for tied embeddings.
+// `progress` (may be empty) hears the bytes loaded so far. Throws what the source throws, and ErrorKind::input when the parts of
+// in_proj_qkv have different formats.
 Weights load_weights(const ModelConfig& config, Backend& backend, WeightSource& source, int rank, int ranks,
-                     const std::function<void(int64_t)>& progress);
+                     const std::function<void(int64_t)>& progress, bool host_embedding = false);
 
 }  // namespace pq

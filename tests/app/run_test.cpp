@@ -461,6 +461,25 @@ TEST(Plan, TheLargeModelFromItsConfigurationAlone) {
   EXPECT_EQ(plan["largest_context"], left / 32768);
 }
 
+TEST(Plan, TwoGpusOfTenGigabytesWithoutAGpu) {
+  const auto result =
+      run(0, {"-m", "qwen3.5-27b", "--plan", "--device", "cuda", "--ranks", "2", "--memory", "10GB", "-c", "16384", "--json"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  const json plan = json::parse(result.out);
+  EXPECT_EQ(plan["place"], "gpu");
+  EXPECT_TRUE(plan["fits"]);
+  EXPECT_GE(plan["largest_context"], 16384);
+  for (const json& rank : plan["per_rank"]) {
+    EXPECT_LE(rank["bytes"]["total"], 10'000'000'000);
+    EXPECT_GT(rank["bytes"]["host_embedding"], 0);
+    EXPECT_GT(rank["bytes"]["device_context"], 0);
+    EXPECT_FALSE(rank["bytes"].contains("process"));
+  }
+  const auto text = run(0, {"-m", "qwen3.5-27b", "--plan", "--device", "cuda", "--ranks", "2", "--memory", "10GB", "-c", "16384"});
+  EXPECT_THAT(text.out, HasSubstr("host embedding"));
+  EXPECT_THAT(refusal(run_demo(2, {"-p", "a", "--allreduce", "p2p"}), {64}), HasSubstr("--allreduce p2p is for GPUs"));
+}
+
 TEST(Plan, EverySizeAndIllegalCounts) {
   for (const char* size : {"27b", "9b", "4b", "2b", "0.8b"}) {
     const auto result = run(0, {"-m", config_path(size), "--plan", "--ranks", "2"});

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "kernels/device_memory.h"
 #include "model/state.h"
 #include "model/transformer.h"
 
@@ -160,6 +161,50 @@ TEST(MemoryPlanOf27B, OneRankDoesNotFit) {
   const MemoryPlan plan = plan_memory(config, RuntimeOptions{}, 0, 1, weight_bytes(config, source, 0, 1), 10'000'000'000);
   EXPECT_GT(plan.total(), 10'000'000'000);
   EXPECT_EQ(plan.largest_context, 0);
+}
+
+// A GPU holds what a CPU rank holds, but for the process, the window and rank 0's rows of logits, and its own context, staging,
+// sums of units (4 of them, 256 tokens) and packets of two senders.
+TEST(MemoryPlanOf27B, TwoGpusOfTenGigabytesHoldSixteenThousandPositions) {
+  const ModelConfig config = published("27b");
+  const PlannedSource source;
+  RuntimeOptions options;
+  options.context = 16384;
+  const MemoryPlan host = plan_rank(config, options, source, 0, 2, 0);
+  options.place = Place::gpu;
+  const MemoryPlan all = plan_rank(config, options, source, 0, 2, 0);
+  EXPECT_EQ(all.weights, host.weights);
+  EXPECT_EQ(all.host_embedding, 0);
+  EXPECT_EQ(all.kv_cache, host.kv_cache);
+  EXPECT_EQ(all.process, kDeviceContextBytes);
+  EXPECT_EQ(all.workspace - host.workspace, kDeviceStagingBytes + 4 * 256 * int64_t{4 * 5120});
+  EXPECT_EQ(all.communication, 2 * 2 * 8 * kPushPieceFloats);
+  // With room for NCCL the embedding has to leave: half of 248,320 rows of 5120 weights at 41/64 byte.
+  options.nccl = true;
+  for (int rank : {0, 1}) {
+    const MemoryPlan plan = plan_rank(config, options, source, rank, 2, 10'000'000'000);
+    EXPECT_EQ(plan.host_embedding, int64_t{248320} / 2 * 5120 / 64 * 41);
+    EXPECT_EQ(plan.weights, all.weights - plan.host_embedding);
+    EXPECT_EQ(plan.communication, all.communication + kNcclBytes);
+    EXPECT_LE(plan.total(), 10'000'000'000);
+    EXPECT_GE(plan.largest_context, 16384);
+    RuntimeOptions longest = options;
+    longest.context = plan.largest_context;
+    EXPECT_LE(plan_rank(config, longest, source, rank, 2, 10'000'000'000).total(), 10'000'000'000);
+    ++longest.context;
+    EXPECT_GT(plan_rank(config, longest, source, rank, 2, 10'000'000'000).total(), 10'000'000'000);
+  }
+  // A short context leaves it on the device and promises no less.
+  RuntimeOptions shortest = options;
+  shortest.context = 1024;
+  const MemoryPlan small = plan_rank(config, shortest, source, 0, 2, 10'000'000'000);
+  EXPECT_EQ(small.host_embedding, 0);
+  EXPECT_EQ(small.largest_context, plan_rank(config, options, source, 0, 2, 10'000'000'000).largest_context);
+  // Where all of it fits it stays; tied embeddings stay in any case.
+  EXPECT_EQ(plan_rank(config, options, source, 0, 2, 24'000'000'000).host_embedding, 0);
+  const ModelConfig tied = published("0.8b");
+  ASSERT_TRUE(tied.tied);
+  EXPECT_EQ(plan_rank(tied, options, source, 0, 2, 1'000'000).host_embedding, 0);
 }
 
 // A row of 256 values is 256 int8 and 8 fp16 scales.

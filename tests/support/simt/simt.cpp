@@ -288,8 +288,9 @@ bool launch(Stream* stream, const void* kernel, const Shape& shape, Work body) {
   if (threads == 0 || threads > kMaxThreads || shape.block.z > 64 || shape.shared_bytes > limit || shape.grid.x == 0 ||
       shape.grid.y == 0 || shape.grid.z == 0 || shape.grid.x > 0x7fffffffu || shape.grid.y > 65535 || shape.grid.z > 65535)
     return false;
-  submit(stream, [shape, body] {
-    const uint64_t order = mixed(static_cast<uint64_t>(++launched));
+  submit(stream, [stream, shape, body] {
+    ++launched;
+    const uint64_t order = mixed(stream != nullptr ? ++stream->launches : static_cast<uint64_t>(launched.load()));
     const uint64_t blocks = uint64_t{shape.grid.x} * shape.grid.y * shape.grid.z;
     gridDim = shape.grid;
     blockDim = shape.block;

@@ -35,6 +35,7 @@ struct Graph {
   std::vector<Work> work;
 };
 struct Stream {
+  uint64_t launches = 0;  // decides the order of blocks and threads: alike on ranks that run alike, which may wait for each other
   bool capturing = false;
   Graph captured;
 };

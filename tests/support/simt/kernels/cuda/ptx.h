@@ -32,21 +32,19 @@ inline void multiply_tile(int c[4], const uint32_t a[4], uint32_t b0, uint32_t b
   }
 }
 
-inline uint4 load_streaming(const uint4* address) { return *address; }
-inline uint2 load_streaming(const uint2* address) { return *address; }
-inline unsigned load_streaming(const unsigned* address) { return *address; }
-
-inline void copy_async_16(void* shared, const void* global) { std::memcpy(shared, global, 16); }
-inline void copy_async_commit() {}
-template <int Pending>
-inline void copy_async_wait() {}
-
 inline void store_packet(uint64_t* address, uint64_t packet) {
-  std::atomic_ref<uint64_t>(*address).store(packet, std::memory_order_release);
+  std::atomic_ref<uint64_t>(*address).store(packet, std::memory_order_relaxed);
 }
+// A kernel loads packets in loops that wait for another rank.
 inline uint64_t load_packet(const uint64_t* address) {
   simt::pause();
-  return std::atomic_ref<uint64_t>(*const_cast<uint64_t*>(address)).load(std::memory_order_acquire);
+  return std::atomic_ref<uint64_t>(*const_cast<uint64_t*>(address)).load(std::memory_order_relaxed);
+}
+inline void store_word(uint32_t* address, uint32_t word) {
+  std::atomic_ref<uint32_t>(*address).store(word, std::memory_order_relaxed);
+}
+inline uint32_t load_word(const uint32_t* address) {
+  return std::atomic_ref<uint32_t>(*const_cast<uint32_t*>(address)).load(std::memory_order_relaxed);
 }
 inline uint64_t clock_ns() { return simt::clock_ns(); }
 

@@ -1,0 +1,208 @@
+// The NCCL sum of nccl_comm.h: a communicator that never blocks, polled for errors, aborted when ranks do not come.
+#include "comm/nccl_comm.h"
+
+#include <dlfcn.h>
+#include <nccl.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+
+namespace pq {
+namespace {
+
+constexpr int kOldestNccl = 21400;  // the first with communicators that do not block
+constexpr int64_t kGatherFloats = int64_t{1} << 20;
+
+// The functions of libnccl.so.2, which is no dependency of the plugin.
+struct Nccl {
+  decltype(&ncclGetVersion) get_version = nullptr;
+  decltype(&ncclGetUniqueId) get_unique_id = nullptr;
+  decltype(&ncclCommInitRankConfig) init = nullptr;
+  decltype(&ncclCommGetAsyncError) async_error = nullptr;
+  decltype(&ncclCommAbort) abort = nullptr;
+  decltype(&ncclCommFinalize) finalize = nullptr;
+  decltype(&ncclCommDestroy) destroy = nullptr;
+  decltype(&ncclAllReduce) all_reduce = nullptr;
+  decltype(&ncclAllGather) all_gather = nullptr;
+  decltype(&ncclGetErrorString) error_string = nullptr;
+  decltype(&ncclGetLastError) last_error = nullptr;
+  std::string problem;
+};
+
+Nccl open_nccl() {
+  Nccl nccl;
+  // Never closed: its threads do not outlive being unloaded.
+  void* library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) {
+    nccl.problem = dlerror();
+    return nccl;
+  }
+  bool complete = true;
+  const auto find = [&](auto* function, const char* name) {
+    *function = reinterpret_cast<std::remove_pointer_t<decltype(function)>>(dlsym(library, name));
+    complete = complete && *function != nullptr;
+  };
+  find(&nccl.get_version, "ncclGetVersion");
+  find(&nccl.get_unique_id, "ncclGetUniqueId");
+  find(&nccl.init, "ncclCommInitRankConfig");
+  find(&nccl.async_error, "ncclCommGetAsyncError");
+  find(&nccl.abort, "ncclCommAbort");
+  find(&nccl.finalize, "ncclCommFinalize");
+  find(&nccl.destroy, "ncclCommDestroy");
+  find(&nccl.all_reduce, "ncclAllReduce");
+  find(&nccl.all_gather, "ncclAllGather");
+  find(&nccl.error_string, "ncclGetErrorString");
+  find(&nccl.last_error, "ncclGetLastError");
+  int version = 0;
+  if (nccl.get_version != nullptr) nccl.get_version(&version);
+  if (!complete || version < kOldestNccl)
+    nccl.problem = "libnccl.so.2 is of version " + std::to_string(version) + "; pq needs 21400 (2.14)";
+  return nccl;
+}
+
+const Nccl& nccl() {
+  static const Nccl opened = open_nccl();
+  return opened;
+}
+
+class NcclSum : public DeviceSum {
+ public:
+  NcclSum(const NcclDevice& device, const RankExchange& exchange, double time_limit_seconds)
+      : device_(device), rank_(exchange.rank), ranks_(exchange.ranks), limit_seconds_(time_limit_seconds) {
+    // The id of rank 0 and whether every rank can go on, before anybody waits inside NCCL.
+    struct Start {
+      ncclUniqueId id;
+      char ready;
+    };
+    Start mine{};
+    std::string problem = nccl().problem;
+    if (problem.empty()) {
+      try {
+        if (exchange.rank == 0) call(nccl().get_unique_id(&mine.id), "ncclGetUniqueId");
+        if (ranks_ > 2) gathered_ = device_.allocate(4 * kGatherFloats * ranks_);
+      } catch (const Error& error) {
+        problem = error.what();
+      }
+    }
+    mine.ready = problem.empty() ? 1 : 0;
+    std::vector<Start> all(static_cast<size_t>(ranks_));
+    exchange.all_gather(&mine, sizeof mine, all.data());
+    if (!problem.empty()) throw Error(ErrorKind::environment, problem);
+    for (size_t r = 0; r < all.size(); ++r) {
+      if (all[r].ready == 0) throw Error(ErrorKind::environment, "rank " + std::to_string(r) + " has no NCCL");
+    }
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;
+    try {
+      call(nccl().init(&comm_, ranks_, all[0].id, rank_, &config), "ncclCommInitRankConfig");
+      wait_until_ready("ncclCommInitRankConfig");
+    } catch (...) {
+      abort();
+      throw;
+    }
+  }
+  NcclSum(const NcclSum&) = delete;
+  NcclSum& operator=(const NcclSum&) = delete;
+  ~NcclSum() override {
+    if (comm_ == nullptr) return;
+    // Orderly where all is well; the others may be gone.
+    try {
+      call(nccl().finalize(comm_), "ncclCommFinalize");
+      wait_until_ready("ncclCommFinalize");
+      nccl().destroy(comm_);
+    } catch (const Error&) {
+      abort();
+    }
+  }
+
+  std::string name() const override { return "nccl"; }
+
+  void all_reduce_sum(float* data, int64_t count) override {
+    require(comm_ != nullptr, "a sum by NCCL after it was aborted");
+    const auto stream = static_cast<cudaStream_t>(device_.stream);
+    if (ranks_ == 2) {
+      if (count > 0)
+        run(nccl().all_reduce(data, data, static_cast<size_t>(count), ncclFloat32, ncclSum, comm_, stream), "ncclAllReduce");
+      return;
+    }
+    for (int64_t first = 0; first < count; first += kGatherFloats) {
+      const int64_t length = count - first < kGatherFloats ? count - first : kGatherFloats;
+      float* parts = gathered_.as<float>();
+      run(nccl().all_gather(data + first, parts, static_cast<size_t>(length), ncclFloat32, comm_, stream), "ncclAllGather");
+      device_.add_ranks(data + first, parts, ranks_, length);
+    }
+  }
+
+  void check() override {
+    if (comm_ == nullptr) throw Error(ErrorKind::peer, "NCCL was aborted");
+    ncclResult_t state = ncclSuccess;
+    const ncclResult_t result = nccl().async_error(comm_, &state);
+    if (result == ncclSuccess && (state == ncclSuccess || state == ncclInProgress)) return;
+    const std::string why = text(result != ncclSuccess ? result : state, "a sum over ranks");
+    abort();
+    throw Error(ErrorKind::peer, why);
+  }
+
+  void abort() override {
+    if (comm_ != nullptr) nccl().abort(comm_);
+    comm_ = nullptr;
+  }
+
+ private:
+  std::string text(ncclResult_t result, const char* what) const {
+    std::string message = std::string("NCCL: ") + what + " on rank " + std::to_string(rank_) + ": " + nccl().error_string(result);
+    const char* detail = nccl().last_error(comm_);
+    if (detail != nullptr && *detail != '\0') message += " (" + std::string(detail) + ")";
+    // One line, whatever the library puts into it.
+    for (char& c : message) c = c == '\n' ? ' ' : c;
+    return message;
+  }
+
+  void call(ncclResult_t result, const char* what) const {
+    if (result == ncclSuccess || result == ncclInProgress) return;
+    const bool refused = result == ncclInvalidUsage || result == ncclInvalidArgument;
+    throw Error(refused ? ErrorKind::environment : ErrorKind::peer, text(result, what));
+  }
+
+  // A communicator that does not block may still be at work when a call returns.
+  void run(ncclResult_t result, const char* what) {
+    call(result, what);
+    if (result == ncclInProgress) wait_until_ready(what);
+  }
+
+  void wait_until_ready(const char* what) {
+    const auto start = std::chrono::steady_clock::now();
+    for (;;) {
+      ncclResult_t state = ncclInProgress;
+      call(nccl().async_error(comm_, &state), what);
+      if (state == ncclSuccess) return;
+      call(state, what);
+      if (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() > limit_seconds_) {
+        abort();
+        throw Error(ErrorKind::peer, std::string("NCCL: ") + what + " on rank " + std::to_string(rank_) + " did not end within " +
+                                         std::to_string(static_cast<int64_t>(limit_seconds_)) + " s");
+      }
+      usleep(50);
+    }
+  }
+
+  const NcclDevice device_;
+  const int rank_;
+  const int ranks_;
+  const double limit_seconds_;
+  ncclComm_t comm_ = nullptr;
+  Buffer gathered_;
+};
+
+}  // namespace
+
+std::unique_ptr<DeviceSum> make_nccl_sum(const NcclDevice& device, const RankExchange& exchange, double time_limit_seconds) {
+  return std::make_unique<NcclSum>(device, exchange, time_limit_seconds);
+}
+
+}  // namespace pq

@@ -1,0 +1,209 @@
+// Sums over ranks in device memory: the pushing kernels under emulation, ranks as threads, and the choice between the ways.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+#include <vector>
+
+#include "base/error.h"
+#include "base/random.h"
+#include "comm/sum_choice.h"
+#include "tests/support/simt/emulated_backend.h"
+
+namespace pq {
+namespace {
+
+RankExchange exchange_of(Communicator& comm) {
+  return {.rank = comm.rank(),
+          .ranks = comm.size(),
+          .one_node = true,
+          .all_gather = [&comm](const void* data, int64_t bytes, void* out) { comm.all_gather(data, bytes, out); }};
+}
+
+std::vector<float> values_of(int rank, int64_t count, uint64_t seed) {
+  Random random(seed * 100 + static_cast<uint64_t>(rank));
+  std::vector<float> values(static_cast<size_t>(count));
+  for (float& value : values) value = static_cast<float>(random.normal());
+  return values;
+}
+
+class PushSumTest : public ::testing::TestWithParam<std::tuple<const char*, int>> {};
+
+// Many sums of different lengths in a row: the sets of packets take turns, and what a longer sum left behind must not be taken for
+// news.
+TEST_P(PushSumTest, GivesTheBitsOfTheHostsTree) {
+  const auto [method, ranks] = GetParam();
+  run_threads(ranks, [&, method = method](Communicator& comm) {
+    const std::unique_ptr<Backend> backend = make_emulated_cuda_backend(comm.rank() % 2);
+    const std::unique_ptr<DeviceSum> sum = make_emulated_sum(*backend, method, exchange_of(comm), 60);
+    EXPECT_EQ(sum->name(), method);
+    const std::unique_ptr<Communicator> device = make_device_communicator(comm, *sum);
+    EXPECT_TRUE(device->sums_on_device());
+    uint64_t seed = 0;
+    for (const int64_t count : {0, 1, 5120, 3, 5120, 8193, 511, 70000, 5120, 2}) {
+      std::vector<float> expected = values_of(comm.rank(), count, ++seed);
+      const Buffer buffer = backend->allocate(4 * count + 4);
+      backend->upload(buffer.data(), expected.data(), 4 * count);
+      device->all_reduce_sum(buffer.as<float>(), count);
+      comm.all_reduce_sum(expected.data(), count);
+      std::vector<float> actual(expected.size());
+      backend->download(actual.data(), buffer.data(), 4 * count);
+      EXPECT_EQ(actual, expected) << count;
+      float beyond = 1.0f;
+      backend->download(&beyond, buffer.as<float>() + count, 4);
+      EXPECT_EQ(beyond, 0.0f);
+    }
+    comm.barrier();
+  });
+}
+
+// A rank that never comes: the others give up in time and say so.
+TEST_P(PushSumTest, AMissingRankEndsInAnError) {
+  const auto [method, ranks] = GetParam();
+  run_threads(ranks, [&, method = method](Communicator& comm) {
+    const std::unique_ptr<Backend> backend = make_emulated_cuda_backend();
+    const std::unique_ptr<DeviceSum> sum = make_emulated_sum(*backend, method, exchange_of(comm), 0.2);
+    const Buffer buffer = backend->allocate(400);
+    if (comm.rank() != 0) {
+      sum->all_reduce_sum(buffer.as<float>(), 100);
+      try {
+        backend->synchronize();
+        ADD_FAILURE() << "a sum without rank 0";
+      } catch (const Error& error) {
+        EXPECT_EQ(error.kind(), ErrorKind::peer);
+        EXPECT_NE(std::string(error.what()).find("another rank did not arrive"), std::string::npos) << error.what();
+      }
+    }
+    comm.barrier();
+  });
+}
+
+TEST_P(PushSumTest, AbortEndsASumThatWaits) {
+  const auto [method, ranks] = GetParam();
+  run_threads(ranks, [&, method = method](Communicator& comm) {
+    const std::unique_ptr<Backend> backend = make_emulated_cuda_backend();
+    const std::unique_ptr<DeviceSum> sum = make_emulated_sum(*backend, method, exchange_of(comm), 3600);
+    const Buffer buffer = backend->allocate(400);
+    if (comm.rank() == 0) {
+      std::thread other([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        sum->abort();
+      });
+      sum->all_reduce_sum(buffer.as<float>(), 100);
+      other.join();
+      EXPECT_THROW(sum->check(), Error);
+    }
+    comm.barrier();
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, PushSumTest, ::testing::Combine(::testing::Values("p2p", "host"), ::testing::Values(2, 4, 8)),
+                         [](const auto& info) {
+                           return std::string(std::get<0>(info.param)) + std::to_string(std::get<1>(info.param));
+                         });
+
+TEST(DeviceSums, SayWhyTheyAreImpossible) {
+  run_threads(2, [&](Communicator& comm) {
+    const std::unique_ptr<Backend> backend = make_emulated_cuda_backend();
+    RankExchange exchange = exchange_of(comm);
+    EXPECT_THROW(make_emulated_sum(*backend, "nccl", exchange, 1), Error);
+    exchange.one_node = false;
+    EXPECT_THROW(make_emulated_sum(*backend, "p2p", exchange, 1), Error);
+    // Too little device memory on one rank is the end of it on both.
+    const std::unique_ptr<Backend> small = make_emulated_cuda_backend(0, comm.rank() == 0 ? int64_t{5} << 20 : 0);
+    EXPECT_THROW(make_emulated_sum(*small, "p2p", exchange_of(comm), 1), Error);
+    comm.barrier();
+  });
+}
+
+// Forwards to another sum, and adds one to the first value: what P2P through a broken bridge does.
+class WrongSum : public DeviceSum {
+ public:
+  WrongSum(Backend& backend, std::unique_ptr<DeviceSum> sum) : backend_(backend), sum_(std::move(sum)) {}
+  std::string name() const override { return sum_->name(); }
+  void all_reduce_sum(float* data, int64_t count) override {
+    sum_->all_reduce_sum(data, count);
+    float value = 0;
+    backend_.download(&value, data, 4);
+    value += 1;
+    backend_.upload(data, &value, 4);
+  }
+  void check() override { sum_->check(); }
+  void abort() override { sum_->abort(); }
+
+ private:
+  Backend& backend_;
+  std::unique_ptr<DeviceSum> sum_;
+};
+
+TEST(DeviceSums, TheProbeFindsWrongSumsAndTheOthersAreChosen) {
+  run_threads(2, [&](Communicator& comm) {
+    const std::unique_ptr<Backend> backend = make_emulated_cuda_backend();
+    const auto make = [&](const std::string& method, double limit) -> std::unique_ptr<DeviceSum> {
+      std::unique_ptr<DeviceSum> sum = make_emulated_sum(*backend, method, exchange_of(comm), limit);
+      // Wrong on one rank only.
+      if (method == "p2p" && comm.rank() == 1) return std::make_unique<WrongSum>(*backend, std::move(sum));
+      return sum;
+    };
+    const std::vector<SumProbe> probes = probe_sums(*backend, comm, "auto", 320, make);
+    ASSERT_EQ(probes.size(), 4u);
+    EXPECT_EQ(probes[0].method, "p2p");
+    EXPECT_EQ(probes[0].wrong_sums, 16);
+    EXPECT_EQ(probes[1].wrong_sums, 0);
+    EXPECT_EQ(probes[1].checked_sums, 16);
+    EXPECT_GT(probes[1].us, 0.0);
+    EXPECT_NE(probes[2].problem.find("NCCL"), std::string::npos) << probes[2].problem;
+    EXPECT_EQ(probes[3].problem, "");
+    EXPECT_EQ(probes[3].wrong_sums, 0);
+    const SumChoice choice = choose_sum("auto", probes);
+    EXPECT_TRUE(choice.method == "host" || choice.method == "mpi");
+    ASSERT_EQ(choice.remarks.size(), 1u);
+    EXPECT_EQ(choice.remarks[0], "sums by p2p were wrong 16 of 16 times: not used");
+    EXPECT_EQ(probe_sums(*backend, comm, "host", 320, make).size(), 1u);
+    comm.barrier();
+  });
+}
+
+SumProbe ran(const char* method, double us, int64_t wrong = 0) {
+  return {.method = method, .problem = "", .wrong_sums = wrong, .checked_sums = 16, .us = us};
+}
+SumProbe impossible(const char* method, const char* why) {
+  return {.method = method, .problem = why, .wrong_sums = 0, .checked_sums = 0, .us = 0};
+}
+
+TEST(ChooseSum, TakesTheFastestThatIsRight) {
+  EXPECT_EQ(choose_sum("auto", {ran("p2p", 8), ran("host", 12), ran("nccl", 30), ran("mpi", 60)}).method, "p2p");
+  EXPECT_EQ(choose_sum("auto", {ran("p2p", 40), ran("host", 12), ran("nccl", 30), ran("mpi", 60)}).method, "host");
+  EXPECT_EQ(choose_sum("auto", {ran("p2p", 8, 1), ran("host", 40), ran("nccl", 30), ran("mpi", 60)}).method, "nccl");
+  EXPECT_EQ(choose_sum("auto", {impossible("p2p", "x"), impossible("host", "y"), impossible("nccl", "z"), ran("mpi", 60)}).method,
+            "mpi");
+  // Within 5 % the earlier stays.
+  EXPECT_EQ(choose_sum("auto", {ran("p2p", 10.2), ran("host", 10), ran("nccl", 30), ran("mpi", 60)}).method, "p2p");
+  EXPECT_EQ(choose_sum("auto", {ran("p2p", 10.6), ran("host", 10), ran("nccl", 30), ran("mpi", 60)}).method, "host");
+  EXPECT_TRUE(choose_sum("auto", {ran("p2p", 8), ran("mpi", 60)}).remarks.empty());
+}
+
+void expect_error(const std::string& requested, const std::vector<SumProbe>& probes, ErrorKind kind, const std::string& text) {
+  try {
+    choose_sum(requested, probes);
+    ADD_FAILURE() << requested;
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), kind);
+    EXPECT_EQ(error.what(), text);
+  }
+}
+
+TEST(ChooseSum, ANameTakesThatWayOrSaysWhyNot) {
+  EXPECT_EQ(choose_sum("nccl", {ran("nccl", 99)}).method, "nccl");
+  expect_error("p2p", {impossible("p2p", "the ranks are on several nodes")}, ErrorKind::environment,
+               "--allreduce p2p: the ranks are on several nodes; take --allreduce auto");
+  expect_error("p2p", {ran("p2p", 8, 3)}, ErrorKind::environment,
+               "--allreduce p2p: sums by p2p were wrong 3 of 16 times; take --allreduce auto");
+  expect_error("ring", {}, ErrorKind::usage,
+               "there is no way to add over ranks called 'ring'; ways are auto, nccl, p2p, host and mpi");
+  expect_error("auto", {ran("mpi", 8, 3)}, ErrorKind::environment, "no way to add over ranks gives right sums on these devices");
+}
+
+}  // namespace
+}  // namespace pq
