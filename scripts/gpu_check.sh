@@ -52,24 +52,50 @@ hash() {
   local ranks=$1
   shift
   launch/pq -np "$ranks" pq-run -m tests/data/demo -p "Once upon a time there was a patient little bear" -n 24 --temp 0 --json \
-    --logits-hash --device cuda "$@" 2>>"$out/demo.log" | sed -n 's/.*"logits_hash": *"\([0-9a-f]*\)".*/\1/p'
+    --logits-hash "$@" 2>>"$out/demo.log" | sed -n 's/.*"logits_hash": *"\([0-9a-f]*\)".*/\1/p'
 }
-one=$(hash 1)
-two=$(hash 2 --share-device)
-cut=$(hash 1 -b 7)
-if [ -n "$one" ] && [ "$one" = "$two" ] && [ "$one" = "$cut" ]; then
-  note "demo model, logits of 1 rank, 2 ranks, other cuts" "equal bits"
-else
-  note "demo model, logits of 1 rank, 2 ranks, other cuts" "DIFFER: '$one' '$two' '$cut'"
-  failed=1
-fi
-launch/pq -np 2 pq-run -m tests/data/demo -p a -n 1 --device cuda 2>"$out/shared.err"
-if [ $? -eq 64 ]; then
-  note "two ranks on one device without --share-device" "refused"
-else
-  note "two ranks on one device without --share-device" "NOT REFUSED"
-  failed=1
-fi
+# same NAME HASH EXPECTED
+same() {
+  if [ -n "$2" ] && [ "$2" = "$3" ]; then
+    note "$1" "equal bits"
+  else
+    note "$1" "DIFFERS: '$2' instead of '$3'"
+    failed=1
+  fi
+}
+# The promise of src/ARCHITECTURE.md: a GPU gives the bits of a CPU, whatever the ranks, the cut and the way to add.
+cpu=$(hash 1 --device cpu)
+same "demo model on the GPU against the CPU" "$(hash 1 --device cuda)" "$cpu"
+same "demo model, prompt cut by 7" "$(hash 1 --device cuda -b 7)" "$cpu"
+same "demo model, 8-bit cache" "$(hash 1 --device cuda --kv-type q8)" "$(hash 1 --device cpu --kv-type q8)"
+same "demo model, f32 activations" "$(hash 1 --device cuda --activations f32)" "$(hash 1 --device cpu --activations f32)"
+devices=$(nvidia-smi --query-gpu=index --format=csv,noheader | wc -l)
+share=(--share-device)
+[ "$devices" -ge 2 ] && share=()
+for way in auto p2p host nccl mpi; do
+  if [ "$way" = nccl ] && [ "$devices" -lt 2 ]; then
+    note "2 ranks, --allreduce nccl" "NCCL refuses two ranks on the one device of this machine; not checked"
+    continue
+  fi
+  same "2 ranks, --allreduce $way" "$(hash 2 --device cuda "${share[@]}" --allreduce "$way")" "$cpu"
+done
+note "ways to add" "$(grep -o 'GPUs add by.*' "$out/demo.log" | head -n 1)"
+# refused NAME CODE COMMAND...: one line on stderr and that code.
+refused() {
+  local name=$1 code=$2 got
+  shift 2
+  "$@" >/dev/null 2>"$out/refused.err"
+  got=$?
+  if [ $got -eq "$code" ] && [ "$(grep -vc 'GPUs add by' "$out/refused.err")" -eq 1 ]; then
+    note "$name" "refused: $(tail -n 1 "$out/refused.err" | cut -c1-160)"
+  else
+    note "$name" "NOT REFUSED AS IT SHOULD: code $got, $(wc -l <"$out/refused.err") lines"
+    failed=1
+  fi
+}
+[ "$devices" -eq 1 ] && refused "two ranks on one device" 64 launch/pq -np 2 pq-run -m tests/data/demo -p a -n 1 --device cuda
+refused "a cap below the CUDA context" 64 launch/pq -np 1 pq-run -m tests/data/demo -p a -n 1 --device cuda --memory 100MB
+refused "a cap below the model" 69 launch/pq -np 1 pq-run -m tests/data/demo -p a -n 1 --device cuda --memory 451MB
 
 bench() {
   local log="$out/bench ${*// /_}.json"
