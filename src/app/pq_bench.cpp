@@ -34,6 +34,7 @@ struct BenchOptions {
   std::vector<int64_t> sequences = {1};
   int64_t steps = 32;
   int64_t depth = 0;
+  int64_t context = 0;  // 0: what the measurement needs
   int64_t repetitions = 5;
   int64_t working_set_mib = 1024;
   bool json = false;
@@ -58,6 +59,9 @@ std::optional<std::string> parse(int argc, char** argv, BenchOptions* o) {
       ->type_name("N")
       ->check(CLI::Range(0, 262144))
       ->capture_default_str();
+  app->add_option("-c,--ctx-size", o->context, "positions a sequence may take, at least those measured [those]")
+      ->type_name("N")
+      ->check(CLI::Range(1, 262144));
   app->add_option("--parallel", o->sequences, "sequences that decode in one step; or several, as in 1,4 [1]")
       ->type_name("N,...")
       ->delimiter(',')
@@ -105,10 +109,14 @@ std::optional<std::string> parse(int argc, char** argv, BenchOptions* o) {
   return std::nullopt;
 }
 
-// Positions that the measurement needs.
+// Positions of a sequence: those that the measurement needs, or more.
 int64_t context_of(const BenchOptions& o) {
-  if (o.what == "decode") return std::max<int64_t>(o.depth, 1) + o.steps * static_cast<int64_t>(o.sequences.size());
-  return *std::max_element(o.prompts.begin(), o.prompts.end());
+  const int64_t needed = o.what == "decode" ? std::max<int64_t>(o.depth, 1) + o.steps * static_cast<int64_t>(o.sequences.size())
+                                            : *std::max_element(o.prompts.begin(), o.prompts.end());
+  if (o.context > 0 && o.context < needed)
+    throw Error(ErrorKind::usage,
+                fmt::format("-c {} is less than the {} positions that are measured; leave it out or give more", o.context, needed));
+  return std::max(o.context, needed);
 }
 
 // As open_model, of random weights.
@@ -166,13 +174,15 @@ std::vector<int64_t> gathered(Communicator& comm, int64_t value) {
 int run(Session& session, int argc, char** argv) {
   BenchOptions o;
   std::optional<std::string> text;
-  session.agree("the command line", [&] { text = parse(argc, argv, &o); });
+  session.agree("the command line", [&] {
+    text = parse(argc, argv, &o);
+    if (!text) o.model.context = context_of(o);
+  });
   if (text) {
     if (session.rank() == 0) std::fputs(text->c_str(), stdout);
     return 0;
   }
   session.configure(o.job);
-  o.model.context = context_of(o);
   o.model.context_given = true;
   o.model.parallel = *std::max_element(o.sequences.begin(), o.sequences.end());
   // A step of all sequences fits whatever -b says.

@@ -183,6 +183,7 @@ TEST(BenchUsage, Refusals) {
   EXPECT_THAT(refusal(bench(0, "decode", {"--layers", "-1"}), 64), HasSubstr("--layers"));
   EXPECT_THAT(refusal(bench(0, "decode", {"--layers", "100000"}), 64), HasSubstr("100000 layers"));
   EXPECT_THAT(refusal(bench(0, "decode", small({"-d", "262144"})), 64), HasSubstr("262144"));
+  EXPECT_THAT(refusal(bench(2, "decode", small({"-d", "60", "-n", "8", "-c", "67"})), 64), HasSubstr("-c 67 is less than the 68"));
   EXPECT_THAT(refusal(bench(0, "decode", {"--geometri", "x"}), 64), HasSubstr("did you mean --geometry?"));
   EXPECT_THAT(refusal(bench(0, "decod", {}), 64), HasSubstr("decod"));
   EXPECT_THAT(refusal(bench(0, "decode", small({"--format", "int4"})), 64), HasSubstr("pq2 to pq8 or bf16"));
