@@ -29,7 +29,8 @@ inline const std::vector<std::pair<std::string, std::string>>& mpi_environment()
   static const std::vector<std::pair<std::string, std::string>> entries = {{"OMPI_ALLOW_RUN_AS_ROOT", "1"},
                                                                            {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"},
                                                                            {"OMPI_MCA_rmaps_base_oversubscribe", "1"},
-                                                                           {"OMPI_MCA_hwloc_base_binding_policy", "none"}};
+                                                                           {"OMPI_MCA_hwloc_base_binding_policy", "none"},
+                                                                           {"EVENT_NOEPOLL", "1"}};
   return entries;
 }
 
