@@ -30,8 +30,9 @@ double processor_seconds() {
 // else the machine does.
 void check_idle(pq::Communicator& comm) {
   constexpr double kWaitSeconds = 0.5;
-  // 5 % of the wait, and the milliseconds a rank stays awake first.
-  constexpr double kAllowedSeconds = 0.05 * kWaitSeconds + 0.005;
+  // A rank that spins takes all of the wait, one that polls every millisecond some percent, and a virtual machine counts the time that
+  // its host takes away as well.
+  constexpr double kAllowedSeconds = 0.2 * kWaitSeconds;
   comm.barrier();
   if (comm.rank() == 0) usleep(static_cast<useconds_t>(1e6 * kWaitSeconds));
   const double before = processor_seconds();
