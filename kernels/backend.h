@@ -118,7 +118,8 @@ struct EmbedArgs {
 };
 
 // What becomes of the input of coded matrices: mode f32 fills rotated [tokens, dim]; mode int8 fills codes [tokens, dim] and
-// scales [tokens, dim / 128]. The others are null.
+// scales [tokens, dim / 128]. The others are null. Operations whose y is such an input take one and fill it while y is at hand,
+// with the bits of `prepare`; a row of y is then a multiple of 128.
 struct Prepared {
   ActivationMode mode = ActivationMode::int8;
   float* rotated = nullptr;
@@ -130,7 +131,7 @@ struct Prepared {
 // y = x / sqrt(mean(x^2) + eps) * (weight_offset + weight) by rows. x, y [rows, dim]; weight [dim] fp32. weight_offset is 1 for the
 // zero-centred norms of Qwen3.5 and 0 for plain ones. y may be x. Source: spec of Qwen3.5 §2.1.
 // The sum of squares is taken in 16 interleaved lanes (lane l sums elements l, l + 16, ...) folded by halves.
-// prepared, when wanted: of y, as PrepareArgs has it, each row while it is in the cache.
+// prepared, when wanted: of y, as PrepareArgs has it.
 struct RmsNormArgs {
   float* y;
   const float* x;
@@ -167,12 +168,13 @@ struct LinearArgs {
 };
 
 // y = silu(gate x) * (up x), silu(t) = t / (1 + exp(-t)), in one pass over the weights. The products are those of LinearArgs,
-// rounded to fp32. y [tokens, gate.rows]; gate and up have one shape and may differ in format.
+// rounded to fp32. y [tokens, gate.rows]; gate and up have one shape and may differ in format. prepared, when wanted: of y.
 struct SwigluArgs {
   float* y;
   Activation x;
   Matrix gate;
   Matrix up;
+  Prepared prepared = {};
 };
 
 // y += x, [count].
@@ -231,7 +233,8 @@ struct GatedDeltaArgs {
 };
 
 // y = rms(x) * weight * silu(gate) by rows of `dim` (one head): norm first, gate after. x, gate, y [rows, dim]; weight [dim],
-// plain. y may be x. Sum of squares as in RmsNormArgs.
+// plain. y may be x. Sum of squares as in RmsNormArgs. prepared, when wanted: of y; a token's heads follow each other, so
+// rows * dim % 128 == 0 is enough.
 struct GatedRmsNormArgs {
   float* y;
   const float* x;
@@ -240,6 +243,7 @@ struct GatedRmsNormArgs {
   int64_t rows;
   int64_t dim;
   float eps;
+  Prepared prepared = {};
 };
 
 enum class KvType : int { f32, f16, q8 };
@@ -287,7 +291,8 @@ struct AttentionInputArgs {
 // halves, times head_dim^-1/2. Block b of kKeyBlock positions gives its largest score m_b, the sum l_b of exp(score - m_b) in 16
 // interleaved lanes folded by halves, and o_b = sum of exp(score - m_b) v over positions in order by fma. Blocks in order join the
 // running m, l, o (first -infinity, 0, 0): m' = max(m, m_b), l' = fma(l_b, exp(m_b - m'), l exp(m - m')), o' = fma(o_b, exp(m_b -
-// m'), o exp(m - m')). o is divided by l once at the end, then by 1 + exp(-gate).
+// m'), o exp(m - m')). o is divided by l once at the end, then by 1 + exp(-gate). prepared, when wanted: of y, whose rows the spans
+// then cover from 0 without a gap.
 struct AttentionArgs {
   float* y;
   const float* q;
@@ -295,6 +300,7 @@ struct AttentionArgs {
   int64_t heads;
   KvCache cache;
   Spans spans;
+  Prepared prepared = {};
 };
 
 // Quantisation error of a call, to be added up over calls: sum (w - q)^2 and sum w^2, in double.

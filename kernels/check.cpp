@@ -59,6 +59,33 @@ void check_prepare(const PrepareArgs& args) {
   demand(args.dim % kBlock == 0, fmt::format("prepare: dimension {} is not a multiple of {}", args.dim, kBlock));
 }
 
+PrepareArgs prepare_of(const RmsNormArgs& args) {
+  return {.x = args.y, .tokens = args.rows, .dim = args.dim, .prepared = args.prepared};
+}
+
+PrepareArgs prepare_of(const SwigluArgs& args) {
+  return {.x = args.y, .tokens = args.x.tokens, .dim = args.gate.rows, .prepared = args.prepared};
+}
+
+// Heads may be shorter than a block.
+PrepareArgs prepare_of(const GatedRmsNormArgs& args) {
+  return {.x = args.y, .tokens = 1, .dim = args.rows * args.dim, .prepared = args.prepared};
+}
+
+PrepareArgs prepare_of(const AttentionArgs& args) {
+  int64_t tokens = 0;
+  for (int64_t i = 0; i < args.spans.count; ++i) tokens += args.spans.data[i].tokens;
+  return {.x = args.y, .tokens = tokens, .dim = args.heads * args.cache.head_dim, .prepared = args.prepared};
+}
+
+void check_norm(const RmsNormArgs& args) {
+  if (args.prepared.wanted()) check_prepare(prepare_of(args));
+}
+
+void check_gated_norm(const GatedRmsNormArgs& args) {
+  if (args.prepared.wanted()) check_prepare(prepare_of(args));
+}
+
 namespace {
 
 void check_product(const char* op, const Activation& x, const Matrix& w) {
@@ -80,6 +107,7 @@ void check_swiglu(const SwigluArgs& args) {
   check_product("swiglu", args.x, args.gate);
   check_product("swiglu", args.x, args.up);
   demand(args.gate.rows == args.up.rows, fmt::format("swiglu: gate of {} rows, up of {}", args.gate.rows, args.up.rows));
+  if (args.prepared.wanted()) check_prepare(prepare_of(args));
 }
 
 void check_gated_delta(const GatedDeltaArgs& args) {
@@ -102,6 +130,7 @@ void check_attention(const AttentionArgs& args) {
   check_head_dim("attention", args.cache);
   demand(args.cache.kv_heads > 0 && args.heads % args.cache.kv_heads == 0,
          fmt::format("attention: {} heads do not divide over {} kv heads", args.heads, args.cache.kv_heads));
+  if (args.prepared.wanted()) check_prepare(prepare_of(args));
 }
 
 }  // namespace pq

@@ -10,6 +10,13 @@ namespace pq {
 void check_matrix(const char* op, const Matrix& matrix);
 void check_embed(const EmbedArgs& args);
 void check_prepare(const PrepareArgs& args);
+// What RmsNormArgs, SwigluArgs, GatedRmsNormArgs and AttentionArgs want beside y, as the operation that `prepare` would be.
+PrepareArgs prepare_of(const RmsNormArgs& args);
+PrepareArgs prepare_of(const SwigluArgs& args);
+PrepareArgs prepare_of(const GatedRmsNormArgs& args);
+PrepareArgs prepare_of(const AttentionArgs& args);
+void check_norm(const RmsNormArgs& args);
+void check_gated_norm(const GatedRmsNormArgs& args);
 void check_linear(const LinearArgs& args);
 void check_swiglu(const SwigluArgs& args);
 void check_gated_delta(const GatedDeltaArgs& args);

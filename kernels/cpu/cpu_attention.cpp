@@ -118,6 +118,8 @@ class AttentionRun {
       const int64_t head = (w.row + t) * args_.heads + w.head * group_;
       kernels_.attention_finish(args_.y + head * dim_, softmax.sum + t * group_, args_.q_gate + head * 2 * dim_ + dim_, group_,
                                 dim_);
+      if (args_.prepared.wanted())
+        kernels_.prepare({.x = args_.y, .tokens = 0, .dim = group_ * dim_, .prepared = args_.prepared}, head / group_);
     }
   }
 
@@ -238,6 +240,13 @@ void CpuBackend::attention_input(const AttentionInputArgs& args) {
 void CpuBackend::attention(const AttentionArgs& args) {
   check_attention(args);
   require(args.heads / args.cache.kv_heads <= kMaxGroupHeads, "attention: more than 64 query heads share a kv head");
+  if (args.prepared.wanted() && args.heads / args.cache.kv_heads * args.cache.head_dim % kBlock != 0) {
+    // The heads of one work end inside a block that another work goes on with.
+    AttentionArgs plain = args;
+    plain.prepared = {};
+    attention(plain);
+    return prepare(prepare_of(args));
+  }
   const AttentionRun run(args, kernels_);
   const int64_t count = run.count();
   if (count == 0) return;

@@ -19,8 +19,8 @@ std::string CpuBackend::name() const {
 }
 
 void CpuBackend::rms_norm(const RmsNormArgs& args) {
-  const PrepareArgs prepare{.x = args.y, .tokens = args.rows, .dim = args.dim, .prepared = args.prepared};
-  if (args.prepared.wanted()) check_prepare(prepare);
+  check_norm(args);
+  const PrepareArgs prepare = prepare_of(args);
   split(args.rows, 4 * args.dim, [&](int64_t first, int64_t last, int) {
     for (int64_t r = first; r < last; ++r) {
       kernels_.rms({.y = args.y + r * args.dim,
@@ -36,6 +36,9 @@ void CpuBackend::rms_norm(const RmsNormArgs& args) {
 }
 
 void CpuBackend::gated_rms_norm(const GatedRmsNormArgs& args) {
+  check_gated_norm(args);
+  const bool whole_blocks = args.dim % kBlock == 0;
+  const PrepareArgs by_row{.x = args.y, .tokens = args.rows, .dim = args.dim, .prepared = args.prepared};
   split(args.rows, 8 * args.dim, [&](int64_t first, int64_t last, int) {
     for (int64_t r = first; r < last; ++r) {
       kernels_.rms({.y = args.y + r * args.dim,
@@ -45,8 +48,10 @@ void CpuBackend::gated_rms_norm(const GatedRmsNormArgs& args) {
                     .dim = args.dim,
                     .eps = args.eps,
                     .weight_offset = 0.0f});
+      if (args.prepared.wanted() && whole_blocks) kernels_.prepare(by_row, r);
     }
   });
+  if (args.prepared.wanted() && !whole_blocks) prepare(prepare_of(args));
 }
 
 void CpuBackend::prepare(const PrepareArgs& args) {

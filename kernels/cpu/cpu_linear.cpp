@@ -149,8 +149,8 @@ void CpuBackend::swiglu(const SwigluArgs& args) {
   const Operand up = make_operand(args.x, args.up, 1);
   const int64_t rows = args.gate.rows;
   for_tiles(rows, args.x, [&](int64_t row, int64_t token, int worker) {
-    float* inner = reserve_lines(&partial_[static_cast<size_t>(worker)],
-                                 2 * kTile + std::max(gate.scratch_floats(), up.scratch_floats()));
+    float* inner =
+        reserve_lines(&partial_[static_cast<size_t>(worker)], 2 * kTile + std::max(gate.scratch_floats(), up.scratch_floats()));
     float* factor = inner + kTile;
     float* scratch = factor + kTile;
     product_tile(gate, row, token, args.up, row, inner, kTileRows, scratch);
@@ -161,6 +161,7 @@ void CpuBackend::swiglu(const SwigluArgs& args) {
     for (int64_t t = 0; t < tokens; ++t)
       std::copy(inner + t * kTileRows, inner + t * kTileRows + width, args.y + (token + t) * rows + row);
   });
+  if (args.prepared.wanted()) prepare(prepare_of(args));
 }
 
 }  // namespace pq

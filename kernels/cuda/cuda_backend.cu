@@ -199,7 +199,7 @@ void CudaBackend::embed(const EmbedArgs& args) {
 }
 
 void CudaBackend::rms_norm(const RmsNormArgs& args) {
-  if (args.prepared.wanted()) check_prepare({.x = args.y, .tokens = args.rows, .dim = args.dim, .prepared = args.prepared});
+  check_norm(args);
   if (args.rows > 0) launch_rms_norm(args, stream_);
 }
 
@@ -231,7 +231,7 @@ void CudaBackend::swiglu(const SwigluArgs& args) {
   const int64_t units = args.up.units > 1 ? args.up.units * count : 0;
   float* up = scratch(units + count) + units;
   linear({.y = up, .x = args.x, .w = args.up});
-  launch_silu_mul(args.y, up, count, stream_);
+  launch_silu_mul(prepare_of(args), up, stream_);
 }
 
 void CudaBackend::add(const AddArgs& args) {
@@ -239,6 +239,7 @@ void CudaBackend::add(const AddArgs& args) {
 }
 
 void CudaBackend::gated_rms_norm(const GatedRmsNormArgs& args) {
+  check_gated_norm(args);
   if (args.rows > 0) launch_gated_rms_norm(args, stream_);
 }
 
@@ -268,7 +269,9 @@ void CudaBackend::attention_input(const AttentionInputArgs& args) {
 void CudaBackend::attention(const AttentionArgs& args) {
   check_attention(args);
   const int64_t tokens = tokens_of(args.spans);
-  if (tokens > 0) launch_attention(args, stage(args.spans.data, args.spans.count), tokens, stream_);
+  if (tokens == 0) return;
+  launch_attention(args, stage(args.spans.data, args.spans.count), tokens, stream_);
+  if (args.prepared.wanted()) launch_prepare(prepare_of(args), stream_);
 }
 
 void CudaBackend::decode(const DecodeArgs& args) {

@@ -21,8 +21,8 @@ void launch_rms_norm(const RmsNormArgs& args, cudaStream_t stream);
 void launch_prepare(const PrepareArgs& args, cudaStream_t stream);
 void launch_gated_rms_norm(const GatedRmsNormArgs& args, cudaStream_t stream);
 void launch_add(const AddArgs& args, cudaStream_t stream);
-// gate <- silu(gate) * up
-void launch_silu_mul(float* gate, const float* up, int64_t count, cudaStream_t stream);
+// inner.x holds the gate, which silu(gate) * up replaces; inner.prepared of that where it is wanted.
+void launch_silu_mul(const PrepareArgs& inner, const float* up, cudaStream_t stream);
 void launch_embed(const EmbedArgs& args, const int32_t* device_ids, const float* centroids, cudaStream_t stream);
 
 // The sums of each unit, unit_sums [units][tokens][rows]; args.y is not looked at. Int8 activations: by the order of LinearArgs, so
@@ -32,6 +32,16 @@ void launch_polar_int8(const LinearArgs& args, float* unit_sums, const DeviceCod
 void launch_float_linear(const LinearArgs& args, float* unit_sums, const DeviceCodebook& book, cudaStream_t stream);
 // y [count] = the units [units][count] added by a balanced binary tree; units a power of two.
 void launch_unit_tree(float* y, const float* unit_sums, int64_t units, int64_t count, cudaStream_t stream);
+
+// Launches depend on the positions of spans (host memory) by this alone, so that a recorded step holds for all positions of a
+// bucket: the power of two, at least kKeyBlock, that no position exceeds.
+inline int64_t position_bucket(const Spans& spans) {
+  int64_t bucket = kKeyBlock;
+  for (int64_t i = 0; i < spans.count; ++i) {
+    while (bucket < spans.data[i].position + spans.data[i].tokens) bucket *= 2;
+  }
+  return bucket;
+}
 
 void launch_causal_conv(const CausalConvArgs& args, const Span* device_spans, cudaStream_t stream);
 void launch_gated_delta(const GatedDeltaArgs& args, const Span* device_spans, cudaStream_t stream);

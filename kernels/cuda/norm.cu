@@ -1,4 +1,5 @@
 // Rows of activations: norms, rotation and quantisation of the input of coded matrices, sums, embedding.
+#include "kernels/check.h"
 #include "kernels/cuda/launch.h"
 
 namespace pq::cuda {
@@ -70,14 +71,27 @@ __global__ void prepare_kernel(PrepareArgs a, int64_t blocks) {
   prepare_block(reinterpret_cast<const float4*>(a.x + b * kBlock)[lane], lane, a.prepared, b);
 }
 
-// One row a warp: heads are short.
-__global__ void gated_rms_norm_kernel(GatedRmsNormArgs a) {
+// One row a warp: heads are short. prepared: of whole blocks.
+__global__ void gated_rms_norm_kernel(GatedRmsNormArgs a, bool prepared) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   if (row >= a.rows) return;
   const float* x = a.x + row * a.dim;
   const float root = __fsqrt_rn(__fdiv_rn(dot_lanes(x, x, a.dim), static_cast<float>(a.dim)) + a.eps);
-  for (int64_t i = threadIdx.x % 32; i < a.dim; i += 32)
-    a.y[row * a.dim + i] = __fdiv_rn(x[i], root) * (0.0f + a.weight[i]) * silu(a.gate[row * a.dim + i]);
+  const int lane = threadIdx.x % 32;
+  const float* gate = a.gate + row * a.dim;
+  float* y = a.y + row * a.dim;
+  const auto value = [&](float v, float w, float g) { return __fdiv_rn(v, root) * (0.0f + w) * silu(g); };
+  if (!prepared) {
+    for (int64_t i = lane; i < a.dim; i += 32) y[i] = value(x[i], a.weight[i], gate[i]);
+    return;
+  }
+  for (int64_t i = 4 * lane; i < a.dim; i += kBlock) {
+    const float4 v = *reinterpret_cast<const float4*>(x + i), w = *reinterpret_cast<const float4*>(a.weight + i);
+    const float4 g = *reinterpret_cast<const float4*>(gate + i);
+    const float4 out = make_float4(value(v.x, w.x, g.x), value(v.y, w.y, g.y), value(v.z, w.z, g.z), value(v.w, w.w, g.w));
+    *reinterpret_cast<float4*>(y + i) = out;
+    prepare_block(out, lane, a.prepared, (row * a.dim + i) / kBlock);
+  }
 }
 
 __global__ void add_kernel(AddArgs a) {
@@ -88,6 +102,18 @@ __global__ void add_kernel(AddArgs a) {
 __global__ void silu_mul_kernel(float* gate, const float* up, int64_t count) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < count) gate[i] = silu(gate[i]) * up[i];
+}
+
+// The same and the rotation: one block of 128 a warp.
+__global__ void silu_mul_prepare_kernel(float* gate, const float* up, Prepared prepared, int64_t blocks) {
+  const int64_t b = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+  if (b >= blocks) return;
+  const int lane = threadIdx.x % 32;
+  float4* place = reinterpret_cast<float4*>(gate + b * kBlock) + lane;
+  const float4 g = *place, u = reinterpret_cast<const float4*>(up + b * kBlock)[lane];
+  const float4 out = make_float4(silu(g.x) * u.x, silu(g.y) * u.y, silu(g.z) * u.z, silu(g.w) * u.w);
+  *place = out;
+  prepare_block(out, lane, prepared, b);
 }
 
 // One token and 128 columns a warp. centroids: device copy of the table of a coded matrix.
@@ -134,15 +160,24 @@ void launch_prepare(const PrepareArgs& args, cudaStream_t stream) {
 }
 
 void launch_gated_rms_norm(const GatedRmsNormArgs& args, cudaStream_t stream) {
-  launch("gated_rms_norm", gated_rms_norm_kernel, blocks_for(args.rows, 4), 128, 0, stream, args);
+  const bool fused = args.prepared.wanted() && args.dim % kBlock == 0;
+  launch("gated_rms_norm", gated_rms_norm_kernel, blocks_for(args.rows, 4), 128, 0, stream, args, fused);
+  if (args.prepared.wanted() && !fused) launch_prepare(prepare_of(args), stream);
 }
 
 void launch_add(const AddArgs& args, cudaStream_t stream) {
   launch("add", add_kernel, blocks_for(args.count, 256), 256, 0, stream, args);
 }
 
-void launch_silu_mul(float* gate, const float* up, int64_t count, cudaStream_t stream) {
-  launch("silu_mul", silu_mul_kernel, blocks_for(count, 256), 256, 0, stream, gate, up, count);
+void launch_silu_mul(const PrepareArgs& inner, const float* up, cudaStream_t stream) {
+  float* gate = const_cast<float*>(inner.x);
+  const int64_t count = inner.tokens * inner.dim;
+  if (!inner.prepared.wanted()) {
+    launch("silu_mul", silu_mul_kernel, blocks_for(count, 256), 256, 0, stream, gate, up, count);
+    return;
+  }
+  launch("silu_mul_prepare", silu_mul_prepare_kernel, blocks_for(count / kBlock, 4), 128, 0, stream, gate, up, inner.prepared,
+         count / kBlock);
 }
 
 void launch_embed(const EmbedArgs& args, const int32_t* device_ids, const float* centroids, cudaStream_t stream) {

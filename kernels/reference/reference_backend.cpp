@@ -55,6 +55,7 @@ void ReferenceBackend::embed(const EmbedArgs& args) {
 }
 
 void ReferenceBackend::rms_norm(const RmsNormArgs& args) {
+  check_norm(args);
   for (int64_t r = 0; r < args.rows; ++r) {
     const float* x = args.x + r * args.dim;
     float* y = args.y + r * args.dim;
@@ -63,7 +64,7 @@ void ReferenceBackend::rms_norm(const RmsNormArgs& args) {
       y[i] = static_cast<float>(x[i] * scale * (static_cast<double>(args.weight_offset) + args.weight[i]));
     }
   }
-  if (args.prepared.wanted()) prepare({.x = args.y, .tokens = args.rows, .dim = args.dim, .prepared = args.prepared});
+  if (args.prepared.wanted()) prepare(prepare_of(args));
 }
 
 void ReferenceBackend::prepare(const PrepareArgs& args) {
@@ -97,6 +98,7 @@ void ReferenceBackend::swiglu(const SwigluArgs& args) {
   linear({.y = args.y, .x = args.x, .w = args.gate});
   linear({.y = up.data(), .x = args.x, .w = args.up});
   for (int64_t i = 0; i < count; ++i) args.y[i] = static_cast<float>(silu(args.y[i]) * up[static_cast<size_t>(i)]);
+  if (args.prepared.wanted()) prepare(prepare_of(args));
 }
 
 void ReferenceBackend::add(const AddArgs& args) {
@@ -132,6 +134,7 @@ void ReferenceBackend::causal_conv(const CausalConvArgs& args) {
 }
 
 void ReferenceBackend::gated_rms_norm(const GatedRmsNormArgs& args) {
+  check_gated_norm(args);
   for (int64_t r = 0; r < args.rows; ++r) {
     const float* x = args.x + r * args.dim;
     const float* gate = args.gate + r * args.dim;
@@ -139,6 +142,7 @@ void ReferenceBackend::gated_rms_norm(const GatedRmsNormArgs& args) {
     const double scale = inverse_rms(x, args.dim, args.eps);
     for (int64_t i = 0; i < args.dim; ++i) y[i] = static_cast<float>(x[i] * scale * args.weight[i] * silu(gate[i]));
   }
+  if (args.prepared.wanted()) prepare(prepare_of(args));
 }
 
 void ReferenceBackend::polar_encode(const PolarEncodeArgs& args) { encode_polar(args, Isa::generic, nullptr); }

@@ -73,9 +73,12 @@ WorkspaceSize workspace_size(const ModelConfig& config, const RuntimeOptions& op
   const int64_t f32 = 4;
   WorkspaceSize size{};
   size.residual = 3 * options.batch * config.hidden * f32;
-  const int64_t widest = std::max({config.hidden, s.intermediate, s.value_width, s.attention_width});
-  const int64_t blocks = (widest + kBlock - 1) / kBlock;
-  size.activation = options.batch * (options.activations == ActivationMode::f32 ? widest * f32 : widest + blocks * f32) + 256;
+  const auto prepared = [&](int64_t width) {
+    const int64_t blocks = (width + kBlock - 1) / kBlock;
+    return options.batch * (options.activations == ActivationMode::f32 ? width * f32 : width + blocks * f32) + 256;
+  };
+  size.activation = prepared(config.hidden);
+  size.inner = prepared(std::max({s.intermediate, s.value_width, s.attention_width}));
   size.scratch =
       options.batch * f32 * std::max({delta_scratch_floats(s), attention_scratch_floats(s, config), mlp_scratch_floats(s)});
   size.logits = kLogitRows * s.vocab_rows * f32;

@@ -44,10 +44,11 @@ LayerStateSize layer_state_size(const ModelConfig& config, const RuntimeOptions&
 // Bytes of the scratch areas of a step of options.batch tokens. mixer and mlp overlay each other in `scratch`.
 struct WorkspaceSize {
   int64_t residual;    // h, normed h and the partial sums: 3 * batch * hidden fp32
-  int64_t activation;  // prepared form of the widest input
+  int64_t activation;  // prepared form of the normed residual
+  int64_t inner;       // prepared form of the widest of the other inputs
   int64_t scratch;     // projections of the largest layer part
   int64_t logits;      // kLogitRows rows of the local vocabulary
-  int64_t total() const { return residual + activation + scratch + logits; }
+  int64_t total() const { return residual + activation + inner + scratch + logits; }
 };
 WorkspaceSize workspace_size(const ModelConfig& config, const RuntimeOptions& options, int ranks);
 

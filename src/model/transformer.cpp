@@ -44,6 +44,7 @@ struct Transformer::Impl {
   float* partial = nullptr;
   float* logits = nullptr;
   std::byte* activation_area = nullptr;
+  std::byte* inner_area = nullptr;
   float* scratch = nullptr;
 
   std::vector<float> host_staging;     // partial sums of a device that the host cannot address
@@ -95,6 +96,7 @@ struct Transformer::Impl {
     normed = hidden + options.batch * config.hidden;
     partial = normed + options.batch * config.hidden;
     activation_area = allocate<std::byte>(size.activation);
+    inner_area = allocate<std::byte>(size.inner);
     scratch = allocate<float>(size.scratch);
     logits = allocate<float>(size.logits);
     if (comm.rank() == 0) logit_row.resize(static_cast<size_t>(config.vocab));
@@ -137,14 +139,15 @@ struct Transformer::Impl {
         throw Error(ErrorKind::internal, fmt::format("logits of row {} asked of {} tokens", index, tokens));
   }
 
-  // Where the coded form of an input [tokens, dim] goes.
-  Prepared prepared_area(int64_t tokens, int64_t dim) const {
+  // The coded form of an input [tokens, dim], to lie at `place`; none unless `coded`: a matrix that reads it is PolarQuant-coded.
+  Prepared prepared_at(std::byte* place, int64_t tokens, int64_t dim, bool coded) const {
     Prepared area{.mode = options.activations};
+    if (!coded) return area;
     if (options.activations == ActivationMode::f32) {
-      area.rotated = reinterpret_cast<float*>(activation_area);
+      area.rotated = reinterpret_cast<float*>(place);
     } else {
-      area.codes = reinterpret_cast<int8_t*>(activation_area);
-      area.scales = reinterpret_cast<float*>(activation_area + (tokens * dim + 255) / 256 * 256);
+      area.codes = reinterpret_cast<int8_t*>(place);
+      area.scales = reinterpret_cast<float*>(place + (tokens * dim + 255) / 256 * 256);
     }
     return area;
   }
@@ -159,15 +162,8 @@ struct Transformer::Impl {
             .scales = prepared.scales};
   }
 
-  // The input of a matrix, or, after a norm, of all that read it; `coded` says whether any of them is PolarQuant-coded.
-  Activation prepare(const float* x, int64_t tokens, int64_t dim, bool coded) {
-    const Prepared area = coded ? prepared_area(tokens, dim) : Prepared{.mode = options.activations};
-    if (coded) backend.prepare({.x = x, .tokens = tokens, .dim = dim, .prepared = area});
-    return activation(x, tokens, dim, area);
-  }
-
   Activation norm(const float* weight, int64_t tokens, bool coded) {
-    const Prepared area = coded ? prepared_area(tokens, config.hidden) : Prepared{.mode = options.activations};
+    const Prepared area = prepared_at(activation_area, tokens, config.hidden, coded);
     backend.rms_norm({.y = normed,
                       .x = hidden,
                       .weight = weight,
@@ -209,9 +205,9 @@ struct Transformer::Impl {
     float* qkv = scratch;
     float* convolved = qkv + tokens * shape.conv_channels;
     float* z = convolved + tokens * shape.conv_channels;
-    float* b = z + tokens * shape.value_width;
+    float* y = z + tokens * shape.value_width;
+    float* b = y + tokens * shape.value_width;
     float* a = b + tokens * shape.value_heads;
-    float* y = a + tokens * shape.value_heads;
     const bool coded = is_polar(w.in_proj_qkv) || is_polar(w.in_proj_z) || is_polar(w.in_proj_b) || is_polar(w.in_proj_a);
     const Activation x = norm(input_norm, tokens, coded);
     linear(qkv, x, w.in_proj_qkv);
@@ -232,14 +228,16 @@ struct Transformer::Impl {
                          .key_dim = config.key_dim,
                          .value_dim = config.value_dim,
                          .spans = spans});
+    const Prepared area = prepared_at(inner_area, tokens, shape.value_width, is_polar(w.out_proj));
     backend.gated_rms_norm({.y = y,
                             .x = y,
                             .gate = z,
                             .weight = w.norm,
                             .rows = tokens * shape.value_heads,
                             .dim = config.value_dim,
-                            .eps = config.rms_norm_eps});
-    linear(partial, prepare(y, tokens, shape.value_width, is_polar(w.out_proj)), w.out_proj);
+                            .eps = config.rms_norm_eps,
+                            .prepared = area});
+    linear(partial, activation(y, tokens, shape.value_width, area), w.out_proj);
   }
 
   void attention_layer(const float* input_norm, const AttentionWeights& w, LayerState& state, int64_t tokens, Spans spans) {
@@ -264,15 +262,18 @@ struct Transformer::Impl {
                              .eps = config.rms_norm_eps,
                              .cache = state.kv,
                              .spans = spans});
-    backend.attention({.y = y, .q = q, .q_gate = q_gate, .heads = shape.heads, .cache = state.kv, .spans = spans});
-    linear(partial, prepare(y, tokens, shape.attention_width, is_polar(w.o_proj)), w.o_proj);
+    const Prepared area = prepared_at(inner_area, tokens, shape.attention_width, is_polar(w.o_proj));
+    backend.attention(
+        {.y = y, .q = q, .q_gate = q_gate, .heads = shape.heads, .cache = state.kv, .spans = spans, .prepared = area});
+    linear(partial, activation(y, tokens, shape.attention_width, area), w.o_proj);
   }
 
   void mlp(const LayerWeights& w, int64_t tokens) {
     float* inner = scratch;
     const Activation x = norm(w.post_norm, tokens, is_polar(w.gate_proj) || is_polar(w.up_proj));
-    backend.swiglu({.y = inner, .x = x, .gate = w.gate_proj, .up = w.up_proj});
-    linear(partial, prepare(inner, tokens, shape.intermediate, is_polar(w.down_proj)), w.down_proj);
+    const Prepared area = prepared_at(inner_area, tokens, shape.intermediate, is_polar(w.down_proj));
+    backend.swiglu({.y = inner, .x = x, .gate = w.gate_proj, .up = w.up_proj, .prepared = area});
+    linear(partial, activation(inner, tokens, shape.intermediate, area), w.down_proj);
   }
 
   void run(const Step& step, const std::function<void(int64_t, const float*)>& consume) {
@@ -304,6 +305,7 @@ struct Transformer::Impl {
   void head(const std::vector<int32_t>& rows, const std::function<void(int64_t, const float*)>& consume) {
     for (size_t first = 0; first < rows.size(); first += kLogitRows) {
       const int64_t count = std::min<int64_t>(kLogitRows, static_cast<int64_t>(rows.size() - first));
+      const Prepared area = prepared_at(activation_area, count, config.hidden, is_polar(weights.head));
       for (int64_t i = 0; i < count; ++i)
         backend.rms_norm({.y = normed + i * config.hidden,
                           .x = hidden + rows[first + static_cast<size_t>(i)] * config.hidden,
@@ -312,7 +314,8 @@ struct Transformer::Impl {
                           .dim = config.hidden,
                           .eps = config.rms_norm_eps,
                           .weight_offset = 1.0f});
-      if (weights.head.rows > 0) linear(logits, prepare(normed, count, config.hidden, is_polar(weights.head)), weights.head);
+      if (area.wanted()) backend.prepare({.x = normed, .tokens = count, .dim = config.hidden, .prepared = area});
+      if (weights.head.rows > 0) linear(logits, activation(normed, count, config.hidden, area), weights.head);
       deliver(count, [&](int64_t i, const float* row) { consume(rows[first + static_cast<size_t>(i)], row); });
     }
   }

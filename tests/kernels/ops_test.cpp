@@ -125,37 +125,6 @@ TEST_P(OpsTest, SwigluAndAddAgree) {
   }
 }
 
-TEST_P(OpsTest, PreparedNormIsNormThenPrepare) {
-  for (const ActivationMode mode : {ActivationMode::int8, ActivationMode::f32}) {
-    const int64_t rows = 5, dim = 384;
-    const std::vector<float> x = normals(rows * dim, 4), weight = normals(dim, 5);
-    std::vector<float> y(x.size()), fused_y(x.size()), rotated(x.size()), fused_rotated(x.size());
-    std::vector<int8_t> codes(x.size()), fused_codes(x.size());
-    std::vector<float> scales(x.size() / kBlock), fused_scales(x.size() / kBlock);
-    const bool wide = mode == ActivationMode::f32;
-    RmsNormArgs args{
-        .y = y.data(), .x = x.data(), .weight = weight.data(), .rows = rows, .dim = dim, .eps = 1e-6f, .weight_offset = 1.0f};
-    backend_->rms_norm(args);
-    backend_->prepare({.x = y.data(),
-                       .tokens = rows,
-                       .dim = dim,
-                       .prepared = {.mode = mode,
-                                    .rotated = wide ? rotated.data() : nullptr,
-                                    .codes = wide ? nullptr : codes.data(),
-                                    .scales = wide ? nullptr : scales.data()}});
-    args.y = fused_y.data();
-    args.prepared = {.mode = mode,
-                     .rotated = wide ? fused_rotated.data() : nullptr,
-                     .codes = wide ? nullptr : fused_codes.data(),
-                     .scales = wide ? nullptr : fused_scales.data()};
-    backend_->rms_norm(args);
-    EXPECT_TRUE(same_bits(y, fused_y));
-    EXPECT_TRUE(same_bits(rotated, fused_rotated));
-    EXPECT_TRUE(same_bits(scales, fused_scales));
-    EXPECT_EQ(codes, fused_codes);
-  }
-}
-
 // Runs one sequence of `x` in the given pieces, in slot 1 of 3, from a state full of NaN.
 struct ConvRun {
   std::vector<float> y;

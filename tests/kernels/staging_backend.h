@@ -72,6 +72,7 @@ class StagingBackend : public Backend {
     a.x = call.activation(args.x);
     a.gate = call.matrix(args.gate);
     a.up = call.matrix(args.up);
+    a.prepared = call.prepared(args.prepared, args.x.tokens * args.gate.rows);
     device_->swiglu(a);
     call.finish();
   }
@@ -121,6 +122,7 @@ class StagingBackend : public Backend {
     if (args.y == args.x) call.back(args.y, a.y, count);
     a.gate = call.in(args.gate, count);
     a.weight = call.in(args.weight, args.dim);
+    a.prepared = call.prepared(args.prepared, count);
     device_->gated_rms_norm(a);
     call.finish();
   }
@@ -147,6 +149,7 @@ class StagingBackend : public Backend {
     a.q = call.in(args.q, rows * args.heads * dim);
     a.q_gate = call.in(args.q_gate, rows * args.heads * 2 * dim);
     a.cache = call.cache(args.cache, slots_of(args.spans));
+    a.prepared = call.prepared(args.prepared, rows * args.heads * dim);
     device_->attention(a);
     call.finish();
   }
