@@ -38,7 +38,7 @@ static void tile(const PolarTile& t) {
 
 }  // namespace avx512
 
-const PolarKernels kPolarAvx512 = {.tile = avx512::tile, .pack = avx512::polar_pack, .direct_tokens = 4};
+const PolarKernels kPolarAvx512 = {.tile = avx512::tile, .pack = avx512::polar_pack, .direct_tokens = 8};
 
 }  // namespace pq
 

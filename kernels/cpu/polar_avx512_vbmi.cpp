@@ -38,7 +38,7 @@ static void tile(const PolarTile& t) {
 
 }  // namespace avx512_vbmi
 
-const PolarKernels kPolarAvx512Vbmi = {.tile = avx512_vbmi::tile, .pack = avx512_vbmi::polar_pack, .direct_tokens = 4};
+const PolarKernels kPolarAvx512Vbmi = {.tile = avx512_vbmi::tile, .pack = avx512_vbmi::polar_pack, .direct_tokens = 8};
 
 }  // namespace pq
 

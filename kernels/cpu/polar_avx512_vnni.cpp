@@ -38,7 +38,7 @@ static void tile(const PolarTile& t) {
 
 }  // namespace avx512_vnni
 
-const PolarKernels kPolarAvx512Vnni = {.tile = avx512_vnni::tile, .pack = avx512_vnni::polar_pack, .direct_tokens = 4};
+const PolarKernels kPolarAvx512Vnni = {.tile = avx512_vnni::tile, .pack = avx512_vnni::polar_pack, .direct_tokens = 8};
 
 }  // namespace pq
 

@@ -1,5 +1,5 @@
 // The integer product of a coded tile, written once over the vectors of polar_avx512.h or polar_avx2.h. Included inside a namespace.
-// Up to kDirectTokens tokens: a row's weights stay in registers, lanes are columns. More: lanes are tokens, a panel of weights is
+// Up to direct_tokens tokens: a row's weights stay in registers, lanes are columns. More: lanes are tokens, a panel of weights is
 // decoded once for all of them and read four bytes at a time. Up to 5 bits a weight is a byte; above it is an int16.
 #pragma once
 

@@ -63,9 +63,19 @@ PQ_FUNCTION void multiply(const Product<B>& p) {
   }
 }
 
+// More than four tokens pass one after the other over a tile that is then in the second-level cache: registers for more at once save
+// no time, because most of it goes into adding up the lanes of each token.
 template <int B>
-PQ_FUNCTION void polar_tile(const PolarTile& t) {
-  if (t.packed != nullptr) return blocked<B, multiply<B>>(t);
+PQ_FUNCTION void polar_tile(const PolarTile& tile) {
+  if (tile.packed != nullptr) return blocked<B, multiply<B>>(tile);
+  PolarTile t = tile;
+  for (; t.tokens > 4; t.tokens -= 4) {
+    direct<B, 4>(t);
+    t.codes += 4 * t.code_stride;
+    t.steps += 4;
+    t.excess += 4;
+    t.y += 4 * t.y_stride;
+  }
   switch (t.tokens) {
     case 1:
       return direct<B, 1>(t);
