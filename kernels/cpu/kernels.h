@@ -7,6 +7,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/encode_table.h"
 
 namespace pq {
 
@@ -34,9 +35,9 @@ struct PolarInput {
   int bits;  // of the weights
   float int_step;
   int64_t padded;
-  float* steps;      // scale * int_step
-  int32_t* excess;   // what the path's dot product with the block is too large by
-  uint8_t* packed;   // null, or by groups: dword q of sixteen tokens, then dword q + 1; a dword is four codes, or two above 5 bits
+  float* steps;     // scale * int_step
+  int32_t* excess;  // what the path's dot product with the block is too large by
+  uint8_t* packed;  // null, or by groups: dword q of sixteen tokens, then dword q + 1; a dword is four codes, or two above 5 bits
 };
 
 // Up to kTileRows rows of a coded matrix against up to kTileTokens tokens, units added. The first row, the first token.
@@ -160,33 +161,8 @@ struct AttentionMerge {
   int64_t head_dim;
 };
 
-// Buckets of a magnitude are numbered in the low bits of a float: kBucketZero + n.
-inline constexpr float kBucketZero = 12582912.0f;
-
-// Multipliers of the norm that a scale search tries at most, in whole vectors.
-inline constexpr int kEncodeTries = 48;
-
-// A codebook as the encoder sees it. The index of a magnitude is the number of bounds below it: `first` of its bucket, then `steps`
-// comparisons with the bound of the index so far. Bounds end with infinity.
-struct EncodeTable {
-  int bits = 0;
-  int steps = 0;
-  int tries = 0;
-  bool small = false;  // small_first and one step do
-  float per_unit = 0;  // bucket of a: kBucketZero + a * per_unit, rounded to nearest even, at most last_bucket
-  float last_bucket = 0;
-  float largest = 0;  // the largest magnitude
-  float centre = 0;   // the largest z that is no nearer to the lowest centroid above zero than to the highest one below
-  alignas(64) float magnitude[128] = {};
-  alignas(64) float bound[128] = {};                // midpoints of magnitudes
-  alignas(64) float signed_bound[2][128] = {};      // the largest |z| whose code is not the next one: z > centre, and the others
-  alignas(64) float centroid[2][128] = {};          // by index: z above, and the others
-  alignas(64) float multiplier[kEncodeTries] = {};  // [1, tries): times the largest coordinate over the largest magnitude
-  alignas(64) uint8_t small_first[64] = {};
-  int32_t large_first[1024] = {};
-};
-
-// Consecutive blocks of weights of type f32, bf16 or f16. Codes are packed; `error` may be null, else it is added to, block by block.
+// Consecutive blocks of weights of type f32, bf16 or f16. Codes are packed; `error` may be null, else it is added to, block by
+// block.
 struct EncodeTile {
   const EncodeTable* table;
   const void* w;

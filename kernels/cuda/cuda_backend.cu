@@ -279,11 +279,4 @@ void CudaBackend::decode(const DecodeArgs& args) {
   if (args.matrix.rows > 0) launch_decode(args, device_codebook(args.matrix.codebook), stream_);
 }
 
-void CudaBackend::polar_encode(const PolarEncodeArgs&) {
-  throw Error(ErrorKind::internal, "weights are coded on the host, not by cuda");
-}
-void CudaBackend::int4_encode(const Int4EncodeArgs&) {
-  throw Error(ErrorKind::internal, "weights are coded on the host, not by cuda");
-}
-
 }  // namespace pq::cuda

@@ -43,6 +43,9 @@ class CudaBackend : public Backend, public PinnedMemory {
   void gated_rms_norm(const GatedRmsNormArgs& args) override;
   void attention_input(const AttentionInputArgs& args) override;
   void attention(const AttentionArgs& args) override;
+  // Both wait for the device: whether a weight cannot be coded is known when they return.
+  void polar_encode(const PolarEncodeArgs& args) override;
+  void int4_encode(const Int4EncodeArgs& args) override;
   void decode(const DecodeArgs& args) override;
 
   cudaStream_t stream() const { return stream_; }
@@ -50,10 +53,6 @@ class CudaBackend : public Backend, public PinnedMemory {
   // Called again and again while the host waits for the stream, with the seconds it has waited, so that a rank which waits for
   // another in vain hears of it; what it throws ends the wait. May be empty.
   void watch(std::function<void(double)> watcher) { watcher_ = std::move(watcher); }
-
-  // Weights are coded on the host, where they are read: both throw ErrorKind::internal.
-  void polar_encode(const PolarEncodeArgs& args) override;
-  void int4_encode(const Int4EncodeArgs& args) override;
 
  private:
   // Bytes taken by buffers, shared with them because they may outlive the backend.
@@ -67,8 +66,15 @@ class CudaBackend : public Backend, public PinnedMemory {
     std::vector<float> centroids;
     DeviceCodebook device;
   };
+  struct EncodeTableCopy {
+    std::vector<float> centroids;
+    Buffer device;
+  };
 
   const DeviceCodebook& device_codebook(const Codebook* book);
+  // An encoder's launch between its report's memory and what the report says.
+  template <typename Args, typename Launch>
+  void encode(const char* op, const Args& args, const Launch& launch);
   // Host data for the kernels of one call, by way of a ring of pinned memory.
   template <typename T>
   const T* stage(const T* host, int64_t count);
@@ -82,6 +88,8 @@ class CudaBackend : public Backend, public PinnedMemory {
   std::shared_ptr<std::set<void*>> host_buffers_ = std::make_shared<std::set<void*>>();
   std::map<const Codebook*, Table> codebooks_;
   std::vector<Buffer> tables_;
+  std::map<const Codebook*, EncodeTableCopy> encode_tables_;
+  Buffer encode_report_;
   Buffer scratch_;
   Buffer ring_;
   char* ring_host_ = nullptr;

@@ -81,6 +81,12 @@ __device__ inline float dot_lanes(const float* x, const float* y, int64_t count)
 
 __device__ inline float bf16_value(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
 __device__ inline float half_value(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+__device__ inline uint16_t half_bits(float value) { return __half_as_ushort(__float2half_rn(value)); }
+// To nearest, ties to even, of what is a number.
+__device__ inline uint16_t bf16_bits(float value) {
+  const uint32_t bits = __float_as_uint(value);
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
 
 // A 128-block held as four values a lane, value i of lane l being element 4 l + i: v <- sqrt(128) H v, distances 1, 2, 4, ..., 64
 // as in kernels/hadamard.h, so that the bits are those of the host backends.

@@ -166,10 +166,7 @@ Model open_model(Session& session, const ModelFlags& flags) {
     make_rank_backend(flags, session, &model);
     model.runtime.place = place_of(model);
     model.runtime.nccl = flags.backend.allreduce == "auto" || flags.backend.allreduce == "nccl";
-    // Device memory is not host memory: what the host reads, it codes.
-    if (model.runtime.place == Place::gpu) model.encoder = make_encoder_backend(flags.backend, session);
-    model.source = open_weights(flags.model, tensor_specs(model.config), make_recipe(flags.recipe),
-                                model.encoder ? *model.encoder : *model.backend);
+    model.source = open_weights(flags.model, tensor_specs(model.config), make_recipe(flags.recipe), *model.backend);
     const int64_t limit = flags.memory_bytes > 0              ? flags.memory_bytes
                           : model.runtime.place == Place::gpu ? model.device_free_bytes + kDeviceContextBytes
                                                               : proc_bytes("/proc/meminfo", "MemAvailable") / session.local_ranks();

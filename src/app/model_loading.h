@@ -33,7 +33,6 @@ struct Model {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<DeviceSum> sum;      // between GPUs; null: values pass through the session's communicator
   std::unique_ptr<Communicator> comm;  // the session's with that sum; null without one
-  std::unique_ptr<Backend> encoder;    // of a checkpoint that is quantised while loading; null when backend does it
   std::unique_ptr<WeightSource> source;
   std::unique_ptr<Transformer> transformer;  // null until load_model
   double load_seconds = 0;
@@ -56,7 +55,7 @@ Place place_of(const Model& model);
 // choose_sum throws on all ranks, and ErrorKind::usage when a way of GPUs is asked for on a CPU.
 void open_sums(Session& session, const BackendFlags& flags, Model* model);
 
-// The same for coding weights, which the host does.
+// The host's, cpu or reference, whatever GPU there is.
 std::unique_ptr<Backend> make_encoder_backend(const BackendFlags& flags, const Session& session);
 
 // Collective. Throws ErrorKind::usage on all ranks when two of them took one GPU, unless `allowed`.

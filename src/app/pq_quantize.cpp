@@ -159,16 +159,19 @@ int run(Session& session, int argc, char** argv) {
     return 0;
   }
   StoreJob job;
-  std::unique_ptr<Backend> backend;
+  Model encoder;  // its backend and device alone
   agree("options", [&] {
     if (is_store(o.source))
       throw Error(ErrorKind::usage, o.source + " is a store already; add --export polarquant to write a published checkpoint");
     job = {.source = o.source, .destination = o.destination, .recipe = make_recipe(o.recipe), .force = o.force};
     job.specs = tensor_specs(load_model_config(o.source));
     check_through(job.recipe, job.specs);
-    backend = make_encoder_backend(o.backend, session);
+    ModelFlags flags;
+    flags.backend = o.backend;
+    make_rank_backend(flags, session, &encoder);
   });
-  const StoreReport report = quantize_store(job, *backend, session.comm(), agree);
+  refuse_shared_devices(session, encoder.device, o.backend.share_device);
+  const StoreReport report = quantize_store(job, *encoder.backend, session.comm(), agree);
   if (report.stopped_by != 0) {
     if (session.rank() == 0) {
       say_last_words(fmt::format("stopped by {}: {} of {} shards are finished, the same command goes on from there",

@@ -223,10 +223,10 @@ int64_t embedding_bytes(const ModelConfig& config, const WeightSource& source, i
 MemoryPlan plan_rank(const ModelConfig& config, const RuntimeOptions& options, const WeightSource& source, int rank, int ranks,
                      int64_t memory_limit) {
   const int64_t weights = weight_bytes(config, source, rank, ranks);
-  MemoryPlan plan = plan_memory(config, options, rank, ranks, weights, memory_limit);
+  MemoryPlan plan = plan_memory(config, options, rank, ranks, weights, memory_limit, source.loading_bytes());
   if (options.place == Place::host || config.tied || memory_limit == 0) return plan;
   const int64_t embedding = embedding_bytes(config, source, rank, ranks);
-  MemoryPlan moved = plan_memory(config, options, rank, ranks, weights - embedding, memory_limit);
+  MemoryPlan moved = plan_memory(config, options, rank, ranks, weights - embedding, memory_limit, source.loading_bytes());
   moved.host_embedding = embedding;
   if (plan.total() > memory_limit) return moved;
   // A longer context would move it.
@@ -235,7 +235,7 @@ MemoryPlan plan_rank(const ModelConfig& config, const RuntimeOptions& options, c
 }
 
 MemoryPlan plan_memory(const ModelConfig& config, const RuntimeOptions& options, int rank, int ranks, int64_t weight_bytes,
-                       int64_t memory_limit) {
+                       int64_t memory_limit, int64_t loading_bytes) {
   const LayerStateSize layer = layer_state_size(config, options, ranks);
   const int64_t attention_layers = std::count(config.layer_kinds.begin(), config.layer_kinds.end(), LayerKind::attention);
   const int64_t delta_layers = config.layers - attention_layers;
@@ -253,7 +253,7 @@ MemoryPlan plan_memory(const ModelConfig& config, const RuntimeOptions& options,
     plan.communication = 4 * logits + (ranks > 1 ? ranks * kWindowRankBytes : 0);
     plan.process = kProcessBytes;
   } else {
-    plan.workspace += device_workspace_bytes(config, options, ranks);
+    plan.workspace += device_workspace_bytes(config, options, ranks) + loading_bytes;
     if (ranks > 1) plan.communication = push_sum_bytes(ranks) + (options.nccl ? kNcclBytes : 0);
     plan.process = kDeviceContextBytes;
   }

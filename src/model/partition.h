@@ -71,8 +71,9 @@ int64_t embedding_bytes(const ModelConfig& config, const WeightSource& source, i
 MemoryPlan plan_rank(const ModelConfig& config, const RuntimeOptions& options, const WeightSource& source, int rank, int ranks,
                      int64_t memory_limit);
 
-// `weight_bytes` as above; memory_limit 0 means none (largest_context is then config.max_position).
+// `weight_bytes` as above; memory_limit 0 means none (largest_context is then config.max_position). loading_bytes: what the source
+// takes of a gpu meanwhile (WeightSource::loading_bytes).
 MemoryPlan plan_memory(const ModelConfig& config, const RuntimeOptions& options, int rank, int ranks, int64_t weight_bytes,
-                       int64_t memory_limit);
+                       int64_t memory_limit, int64_t loading_bytes = 0);
 
 }  // namespace pq

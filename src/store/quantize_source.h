@@ -18,6 +18,7 @@ class QuantizingSource : public WeightSource {
 
   WeightInfo info(const TensorSpec& spec) const override;
   void load(const TensorSpec& spec, int64_t first, int64_t count, void* data, uint16_t* scales, uint16_t* zeros) override;
+  int64_t loading_bytes() const override { return Quantizer::kWorkBytes; }
   std::string description() const override;
 
   // One line for each matrix that could not be what the default asks for.

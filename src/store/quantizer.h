@@ -48,12 +48,14 @@ class Quantizer {
 
   // Pieces [first, first + count) to `sink`. error, when not null, receives the squared error and squared norm of the weights read
   // (copied codes: error 0). source_hash, when not null, receives the source bytes in the order they were read; it is meaningful
-  // when all pieces are asked for. Temporary memory is below kChunkBytes * 8, or 8 rows.
+  // when all pieces are asked for. Temporary memory of the backend is below kWorkBytes, or 8 rows; as much on the host when the
+  // backend's memory is another.
   void quantize(const TensorSpec& spec, int64_t first, int64_t count, const PieceSink& sink, EncodeError* error,
                 Xxh3Stream* source_hash) const;
 
   // fp32 bytes of the rows that are in flight at once: read, coded and written while they are in the cache.
   static constexpr int64_t kChunkBytes = 4 << 20;
+  static constexpr int64_t kWorkBytes = 8 * kChunkBytes;
 
  private:
   struct Chunk;

@@ -323,6 +323,16 @@ TEST_F(Quantize, AnExportReadBackHasTheSameCodes) {
   EXPECT_THAT(refusal(quantize(0, {path("store"), path("none")}), {64}), HasSubstr("--export"));
 }
 
+TEST_F(Quantize, WithoutAGpuCudaIsRefusedAndAutoRunsOnTheCpu) {
+  const auto refused = quantize(2, {test::demo_path(), path("cuda"), "--device", "cuda"});
+  if (refused.code == 0) GTEST_SKIP() << "this machine has a GPU";
+  EXPECT_THAT(refusal(refused, {69}), AllOf(HasSubstr("no GPU: "), HasSubstr("run with --device cpu")));
+  EXPECT_FALSE(fs::exists(path("cuda")));
+  const auto fallen_back = quantize(2, {test::demo_path(), path("auto"), "--device", "auto"});
+  EXPECT_EQ(fallen_back.code, 0) << fallen_back.err;
+  EXPECT_THAT(fallen_back.err, AllOf(HasSubstr("no GPU: "), HasSubstr("running on the CPU")));
+}
+
 TEST_F(Quantize, UsageErrors) {
   const auto refused = [&](int ranks, const Words& words) { return refusal(quantize(ranks, words), {64}); };
   const Words both = {test::demo_path(), path("none")};

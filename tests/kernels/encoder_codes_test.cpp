@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "kernels/hadamard.h"
 #include "tests/kernels/encoder_cases.h"
+#include "tests/kernels/every_backend.h"
 
 namespace pq {
 namespace {
@@ -69,24 +70,22 @@ std::vector<Codebook> odd_tables(int bits) {
   return books;
 }
 
-TEST(EncoderCodes, BackendsWriteTheSameBytes) {
+using EncoderOfEveryBackend = EveryBackendTest;
+INSTANTIATE_TEST_SUITE_P(Backends, EncoderOfEveryBackend, ::testing::ValuesIn(every_backend()), backend_test_name);
+
+TEST_P(EncoderOfEveryBackend, WritesTheBytesOfTheReference) {
   const std::vector<float> w = assorted(60);
-  const std::unique_ptr<Backend> reference = make_backend("reference");
-  for (Isa isa : kIsas) {
-    if (!isa_supported(isa)) continue;
-    const std::unique_ptr<Backend> backend = make_cpu_backend(isa);
-    for (int bits = 2; bits <= 8; ++bits) {
-      std::vector<Codebook> books = odd_tables(bits);
-      for (TableKind kind : {TableKind::converged, TableKind::published}) books.push_back(make_codebook(bits, kind));
-      for (size_t i = 0; i < books.size(); ++i) {
-        for (bool search : {false, true}) {
-          const Encoded a = encode(*backend, w, 5, books[i], search);
-          const Encoded b = encode(*reference, w, 5, books[i], search);
-          EXPECT_EQ(a.codes, b.codes) << isa_name(isa) << " " << bits << " bits, table " << i;
-          EXPECT_EQ(a.norms, b.norms);
-          EXPECT_EQ(a.error.squared_error, b.error.squared_error);
-          EXPECT_EQ(a.error.squared_norm, b.error.squared_norm);
-        }
+  for (int bits = 2; bits <= 8; ++bits) {
+    std::vector<Codebook> books = odd_tables(bits);
+    for (TableKind kind : {TableKind::converged, TableKind::published}) books.push_back(make_codebook(bits, kind));
+    for (size_t i = 0; i < books.size(); ++i) {
+      for (bool search : {false, true}) {
+        const Encoded a = encode(*backend_, w, 5, books[i], search);
+        const Encoded b = encode(*reference_, w, 5, books[i], search);
+        EXPECT_EQ(a.codes, b.codes) << bits << " bits, table " << i << (search ? ", search" : "");
+        EXPECT_EQ(a.norms, b.norms) << bits << " bits, table " << i << (search ? ", search" : "");
+        EXPECT_EQ(a.error.squared_error, b.error.squared_error);
+        EXPECT_EQ(a.error.squared_norm, b.error.squared_norm);
       }
     }
   }
@@ -261,7 +260,7 @@ void expect_same(const Outcome& a, const Outcome& b) {
   EXPECT_EQ(a.int4_error.squared_norm, b.int4_error.squared_norm);
 }
 
-TEST(EncoderCodes, HalvesAreCodedAsTheFloatsTheyStandFor) {
+TEST_P(EncoderOfEveryBackend, HalvesAreCodedAsTheFloatsTheyStandFor) {
   const std::vector<float> w = assorted(60);
   std::vector<uint16_t> bf16, f16;
   std::vector<float> from_bf16, from_f16;
@@ -271,16 +270,35 @@ TEST(EncoderCodes, HalvesAreCodedAsTheFloatsTheyStandFor) {
     from_bf16.push_back(bf16_to_f32(bf16.back()));
     from_f16.push_back(f16_to_f32(f16.back()));
   }
-  for (Isa isa : kIsas) {
-    if (!isa_supported(isa)) continue;
-    const std::unique_ptr<Backend> backend = make_cpu_backend(isa);
-    const std::unique_ptr<Backend> reference = make_backend("reference");
-    expect_same(encode_both(*backend, bf16.data(), DType::bf16, 5, 1536),
-                encode_both(*reference, from_bf16.data(), DType::f32, 5, 1536));
-    expect_same(encode_both(*backend, f16.data(), DType::f16, 5, 1536),
-                encode_both(*reference, from_f16.data(), DType::f32, 5, 1536));
+  expect_same(encode_both(*backend_, bf16.data(), DType::bf16, 5, 1536),
+              encode_both(*reference_, from_bf16.data(), DType::f32, 5, 1536));
+  expect_same(encode_both(*backend_, f16.data(), DType::f16, 5, 1536),
+              encode_both(*reference_, from_f16.data(), DType::f32, 5, 1536));
+  EXPECT_THROW(encode_both(*backend_, w.data(), DType::i32, 5, 1536), Error);
+}
+
+// Symmetric INT4, and calls of other sizes after each other: what one leaves on a device must not show in the next.
+TEST_P(EncoderOfEveryBackend, CodesSymmetricGroupsAndCallsOfAnySize) {
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{0, 256}, {1, 128}, {7, 1152}, {3, 128}}) {
+    const std::vector<float> w = assorted(rows * cols / kBlock);
+    Guarded<uint8_t> codes(rows * cols / 2), expected_codes(rows * cols / 2);
+    Guarded<uint16_t> scales(rows * cols / kBlock), expected_scales(rows * cols / kBlock);
+    EncodeError error{1, 1}, expected_error{2, 2};
+    const auto run = [&](Backend& backend, Guarded<uint8_t>& c, Guarded<uint16_t>& s, EncodeError* e) {
+      backend.int4_encode(
+          {.codes = c.data(), .scales = s.data(), .zeros = nullptr, .w = w.data(), .rows = rows, .cols = cols, .error = e});
+      EXPECT_TRUE(c.intact() && s.intact());
+    };
+    run(*backend_, codes, scales, &error);
+    run(*reference_, expected_codes, expected_scales, &expected_error);
+    EXPECT_EQ(codes.values(), expected_codes.values()) << rows << " rows of " << cols;
+    EXPECT_EQ(scales.values(), expected_scales.values());
+    EXPECT_EQ(error.squared_error, expected_error.squared_error);
+    EXPECT_EQ(error.squared_norm, expected_error.squared_norm);
+    // No one asks for the error.
+    run(*backend_, codes, scales, nullptr);
+    EXPECT_EQ(codes.values(), expected_codes.values());
   }
-  EXPECT_THROW(encode_both(*make_backend("cpu"), w.data(), DType::i32, 5, 1536), Error);
 }
 
 TEST(EncoderCodes, SameFromAnyNumberOfThreads) {

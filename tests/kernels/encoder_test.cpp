@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "tests/kernels/encoder_cases.h"
+#include "tests/kernels/every_backend.h"
 
 namespace pq {
 namespace {
@@ -169,36 +170,52 @@ TEST(Encoder, SpikesAndConstantsSurvive) {
   for (int64_t i = 0; i < kBlock; ++i) EXPECT_NEAR(back[i], spike[i], 2.0 * 0x1p-11) << i;
 }
 
-TEST(Encoder, RefusesWhatIsNotFinite) {
-  for (const char* device : {"cpu", "reference"}) {
-    const std::unique_ptr<Backend> backend = make_backend(device);
-    for (float bad : {NAN, INFINITY, -INFINITY}) {
-      for (bool search : {false, true}) {
-        std::vector<float> w = normals(3 * 256, 37);
-        w[2 * 256 + 130] = bad;
-        try {
-          encode(*backend, w, 3, make_codebook(5, TableKind::converged), search);
-          FAIL() << "accepted " << bad;
-        } catch (const Error& error) {
-          EXPECT_EQ(error.kind(), ErrorKind::input);
-          EXPECT_NE(std::string(error.what()).find("row 2, column 130"), std::string::npos) << error.what();
-        }
+using EncoderRefusals = EveryBackendTest;
+INSTANTIATE_TEST_SUITE_P(Backends, EncoderRefusals, ::testing::ValuesIn(every_backend()), backend_test_name);
+
+TEST_P(EncoderRefusals, NameTheWeightThatIsNotFinite) {
+  for (float bad : {NAN, INFINITY, -INFINITY}) {
+    for (bool search : {false, true}) {
+      // Two bad blocks: the first is named, whatever runs first.
+      std::vector<float> w = normals(6 * 256, 37);
+      w[5 * 256 + 1] = bad;
+      w[2 * 256 + 130] = bad;
+      try {
+        encode(*backend_, w, 6, make_codebook(5, TableKind::converged), search);
+        FAIL() << "accepted " << bad;
+      } catch (const Error& error) {
+        EXPECT_EQ(error.kind(), ErrorKind::input);
+        EXPECT_NE(std::string(error.what()).find("row 2, column 130"), std::string::npos) << error.what();
       }
-      std::vector<float> w = normals(kBlock, 41);
-      w[5] = bad;
-      std::vector<uint8_t> codes(64);
-      std::vector<uint16_t> scales(1), zeros(1);
-      const Int4EncodeArgs args{.codes = codes.data(),
-                                .scales = scales.data(),
-                                .zeros = zeros.data(),
-                                .w = w.data(),
-                                .rows = 1,
-                                .cols = kBlock,
-                                .error = nullptr};
-      EXPECT_THROW(backend->int4_encode(args), Error);
     }
-    std::vector<float> ragged(100, 1.0f);
-    EXPECT_THROW(encode(*backend, ragged, 1, make_codebook(5, TableKind::converged), false), Error);
+    std::vector<float> w = normals(kBlock, 41);
+    w[5] = bad;
+    std::vector<uint8_t> codes(64);
+    std::vector<uint16_t> scales(1), zeros(1);
+    const Int4EncodeArgs args{.codes = codes.data(),
+                              .scales = scales.data(),
+                              .zeros = zeros.data(),
+                              .w = w.data(),
+                              .rows = 1,
+                              .cols = kBlock,
+                              .error = nullptr};
+    EXPECT_THROW(backend_->int4_encode(args), Error);
+  }
+  std::vector<float> ragged(100, 1.0f);
+  EXPECT_THROW(encode(*backend_, ragged, 1, make_codebook(5, TableKind::converged), false), Error);
+}
+
+TEST_P(EncoderRefusals, NameTheBlockWhoseNormCannotBeStored) {
+  std::vector<float> w = normals(4 * 256, 37);
+  for (int64_t i = 0; i < kBlock; ++i) w[256 + kBlock + i] = 1e5f;
+  for (bool search : {false, true}) {
+    try {
+      encode(*backend_, w, 4, make_codebook(5, TableKind::converged), search);
+      FAIL() << "accepted a norm of 1e6";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::input);
+      EXPECT_NE(std::string(error.what()).find("row 1, columns 128 to 255"), std::string::npos) << error.what();
+    }
   }
 }
 

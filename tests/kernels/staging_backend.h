@@ -153,8 +153,27 @@ class StagingBackend : public Backend {
     device_->attention(a);
     call.finish();
   }
-  void polar_encode(const PolarEncodeArgs& args) override { device_->polar_encode(args); }
-  void int4_encode(const Int4EncodeArgs& args) override { device_->int4_encode(args); }
+  void polar_encode(const PolarEncodeArgs& args) override {
+    Call call(*device_);
+    PolarEncodeArgs a = args;
+    const int64_t blocks = args.rows * (args.cols / kBlock);
+    a.codes = call.both(args.codes, blocks * 16 * args.codebook->bits);
+    a.norms = call.both(args.norms, blocks);
+    a.w = call.in(static_cast<const uint8_t*>(args.w), blocks * kBlock * dtype_bytes(args.dtype));
+    device_->polar_encode(a);
+    call.finish();
+  }
+  void int4_encode(const Int4EncodeArgs& args) override {
+    Call call(*device_);
+    Int4EncodeArgs a = args;
+    const int64_t blocks = args.rows * (args.cols / kBlock);
+    a.codes = call.both(args.codes, blocks * 64);
+    a.scales = call.both(args.scales, blocks);
+    a.zeros = call.both(args.zeros, blocks);
+    a.w = call.in(static_cast<const uint8_t*>(args.w), blocks * kBlock * dtype_bytes(args.dtype));
+    device_->int4_encode(a);
+    call.finish();
+  }
   void decode(const DecodeArgs& args) override {
     Call call(*device_);
     DecodeArgs a = args;

@@ -193,11 +193,13 @@ inline Loaded load_pieces(WeightSource& source, const TensorSpec& spec, int64_t 
   return loaded;
 }
 
-// Makes a store on `ranks` threads; returns rank 0's report.
-inline StoreReport make_store(const StoreJob& job, int ranks = 1) {
+inline std::unique_ptr<Backend> make_host_backend() { return make_backend("cpu"); }
+
+// Makes a store on `ranks` threads, each with a backend of its own; returns rank 0's report.
+inline StoreReport make_store(const StoreJob& job, int ranks = 1, std::unique_ptr<Backend> (*make)() = make_host_backend) {
   StoreReport report;
   run_threads(ranks, [&](Communicator& comm) {
-    const std::unique_ptr<Backend> backend = make_backend("cpu");
+    const std::unique_ptr<Backend> backend = make();
     StoreReport mine = quantize_store(job, *backend, comm, thread_agree(comm));
     if (comm.rank() == 0) report = std::move(mine);
   });

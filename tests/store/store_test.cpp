@@ -3,11 +3,13 @@
 #include <cstring>
 
 #include "base/hash.h"
+#include "kernels/device_memory.h"
 #include "store/open_weights.h"
 #include "store/quantize_source.h"
 #include "store/shard_store.h"
 #include "store/store_fixture.h"
 #include "store/store_reader.h"
+#include "support/simt/emulated_backend.h"
 
 namespace pq {
 namespace {
@@ -80,6 +82,38 @@ TEST_F(Store, HoldsTheBitsOfQuantisingWhileLoading) {
     const std::string name = "store" + std::to_string(i++);
     make_store(job(name, recipe));
     expect_same_bits(name, recipe);
+  }
+}
+
+// Every format and the detour through codes: a backend whose memory is not the host's makes the same files.
+TEST_F(Store, IsTheSameBytesFromADevice) {
+  Recipe plain, through = recipe_of("* int4a");
+  plain.scale_search = false;
+  through.through_bits = 6;
+  const Recipe recipes[] = {Recipe{},
+                            recipe_of("* pq3\n*.down_proj.weight int4a\n*_q.weight int4\nlm_head.weight bf16\n*_v.weight f32\n"),
+                            plain, through};
+  int i = 0;
+  for (const Recipe& recipe : recipes) {
+    const std::string host = "host" + std::to_string(i), device = "device" + std::to_string(i);
+    ++i;
+    make_store(job(host, recipe));
+    make_store(job(device, recipe), 2, [] { return make_emulated_cuda_backend(); });
+    const auto expected = directory_bytes(dir_ / host), made = directory_bytes(dir_ / device);
+    ASSERT_EQ(expected.size(), made.size());
+    for (const auto& [name, bytes] : expected) EXPECT_TRUE(made.at(name) == bytes) << device << "/" << name;
+  }
+}
+
+TEST_F(Store, ADeviceQuantisesWhileLoading) {
+  // The memory limit of the backend is what the plan counts for loading, and its staging.
+  const std::unique_ptr<Backend> host = make_backend("cpu");
+  for (const Recipe& recipe : {Recipe{}, recipe_of("* int4")}) {
+    QuantizingSource expected(dir_ / "hf", model_.specs, recipe, *host);
+    const std::unique_ptr<Backend> device = make_emulated_cuda_backend(0, expected.loading_bytes() + kDeviceStagingBytes);
+    QuantizingSource source(dir_ / "hf", model_.specs, recipe, *device);
+    for (const TensorSpec& spec : model_.specs)
+      EXPECT_EQ(load_pieces(source, spec, 0, spec.pieces), load_pieces(expected, spec, 0, spec.pieces)) << spec.name;
   }
 }
 

@@ -108,6 +108,12 @@ T atomicMax(T* address, T value) {
   if (value > old) *address = value;
   return old;
 }
+template <typename T>
+T atomicMin(T* address, T value) {
+  const T old = *address;
+  if (value < old) *address = value;
+  return old;
+}
 
 template <typename T>
 T __ldg(const T* address) {
