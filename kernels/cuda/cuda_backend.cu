@@ -7,6 +7,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/device_problem.h"
 
 namespace pq::cuda {
 namespace {
@@ -47,11 +48,9 @@ CudaBackend::CudaBackend(int device, int64_t memory_limit) : device_(device), le
   check(cudaSetDevice(device), "cudaSetDevice");
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
-  if (properties.major < 8) {
-    throw Error(ErrorKind::environment, "device " + std::to_string(device) + " (" + properties.name +
-                                            ") is of compute capability " + std::to_string(properties.major) + "." +
-                                            std::to_string(properties.minor) + "; pq needs 8.0; run with --device cpu");
-  }
+  const std::string problem =
+      architecture_problem(device, properties.name, properties.major, properties.minor, kernel_image_error());
+  if (!problem.empty()) throw Error(ErrorKind::environment, problem);
   name_ = std::string("cuda (") + properties.name + ")";
   ledger_->limit = memory_limit;
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
@@ -61,6 +60,7 @@ CudaBackend::CudaBackend(int device, int64_t memory_limit) : device_(device), le
 
 CudaBackend::~CudaBackend() {
   cudaStreamSynchronize(stream_);
+  for (const cudaEvent_t event : marks_) cudaEventDestroy(event);
   cudaFreeHost(ring_host_);
   cudaStreamDestroy(stream_);
 }
@@ -83,6 +83,7 @@ Buffer CudaBackend::allocate(int64_t bytes) {
     refuse(gigabytes(static_cast<int64_t>(free)) + " of the device's " + gigabytes(static_cast<int64_t>(total)) + " are free");
   }
   ledger_->used += bytes;
+  ledger_->peak = std::max(ledger_->peak, ledger_->used);
   Buffer buffer(data, bytes, std::shared_ptr<void>(data, [bytes, ledger = ledger_](void* p) {
                   cudaFree(p);
                   ledger->used -= bytes;

@@ -11,11 +11,12 @@
 #include <vector>
 
 #include "kernels/cuda/launch.h"
+#include "kernels/device_measure.h"
 #include "kernels/device_memory.h"
 
 namespace pq::cuda {
 
-class CudaBackend : public Backend, public PinnedMemory {
+class CudaBackend : public Backend, public PinnedMemory, public DeviceMeasure {
  public:
   // memory_limit: bytes of device memory that buffers may take together; 0: what the device has. Throws ErrorKind::environment when
   // the device does not exist, is older than sm_80, or cannot be opened.
@@ -48,6 +49,16 @@ class CudaBackend : public Backend, public PinnedMemory {
   void int4_encode(const Int4EncodeArgs& args) override;
   void decode(const DecodeArgs& args) override;
 
+  void mark() override;
+  std::vector<double> intervals() override;
+  void copy(void* to, const void* from, int64_t bytes, bool by_kernel) override;
+  int64_t multiply(int64_t rounds) override;
+  const char* multiply_name() const override { return "mma.sync.m16n8k32.s8"; }
+  void fill_random(uint64_t* data, int64_t words, uint64_t seed) override;
+  int64_t held_bytes() const override { return ledger_->used; }
+  int64_t peak_bytes() const override { return ledger_->peak; }
+  int64_t taken_bytes() const override;
+
   cudaStream_t stream() const { return stream_; }
   int device() const { return device_; }
   // Called again and again while the host waits for the stream, with the seconds it has waited, so that a rank which waits for
@@ -58,6 +69,7 @@ class CudaBackend : public Backend, public PinnedMemory {
   // Bytes taken by buffers, shared with them because they may outlive the backend.
   struct Ledger {
     int64_t used = 0;
+    int64_t peak = 0;
     int64_t limit = 0;
   };
 
@@ -95,6 +107,8 @@ class CudaBackend : public Backend, public PinnedMemory {
   char* ring_host_ = nullptr;
   int64_t ring_used_ = 0;
   std::function<void(double)> watcher_;
+  std::vector<cudaEvent_t> marks_;  // made so far, of which the first `marked_` are in use
+  size_t marked_ = 0;
 };
 
 }  // namespace pq::cuda

@@ -47,6 +47,8 @@ void launch_causal_conv(const CausalConvArgs& args, const Span* device_spans, cu
 void launch_gated_delta(const GatedDeltaArgs& args, const Span* device_spans, cudaStream_t stream);
 void launch_attention_input(const AttentionInputArgs& args, const Span* device_spans, int64_t tokens, cudaStream_t stream);
 void launch_attention(const AttentionArgs& args, const Span* device_spans, int64_t tokens, cudaStream_t stream);
+// What the runtime says of the code of this build for the current device: cudaSuccess, or cudaErrorNoKernelImageForDevice.
+cudaError_t kernel_image_error();
 void launch_decode(const DecodeArgs& args, const DeviceCodebook& book, cudaStream_t stream);
 
 }  // namespace pq::cuda

@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/sums.h"
+#include "kernels/device_problem.h"
 #include "kernels/plugin.h"
 
 namespace {
@@ -22,7 +23,11 @@ __attribute__((visibility("default"))) extern const int32_t pq_cuda_abi = pq::kC
 extern "C" __attribute__((visibility("default"))) int32_t pq_cuda_device_count(pq::CudaRequest* request) {
   int count = 0;
   if (const cudaError_t result = cudaGetDeviceCount(&count); result != cudaSuccess) {
-    fail(request, pq::ErrorKind::environment, cudaGetErrorString(result));
+    int driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    const std::string text = pq::no_device_text(result, cudaGetErrorString(result), driver, runtime);
+    fail(request, pq::ErrorKind::environment, text.c_str());
     return 0;
   }
   return count;

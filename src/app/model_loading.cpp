@@ -98,6 +98,24 @@ void make_rank_backend(const ModelFlags& flags, const Session& session, Model* m
 
 Place place_of(const Model& model) { return model.device == DeviceIdentity{} ? Place::host : Place::gpu; }
 
+void plan_within(const ModelFlags& flags, const Session& session, Model* model) {
+  const int64_t limit = flags.memory_bytes > 0               ? flags.memory_bytes
+                        : model->runtime.place == Place::gpu ? model->device_free_bytes + kDeviceContextBytes
+                                                             : proc_bytes("/proc/meminfo", "MemAvailable") / session.local_ranks();
+  model->plan = plan_rank(model->config, model->runtime, *model->source, session.rank(), session.ranks(), limit);
+  check_memory(*model, flags, limit);
+}
+
+MakeSum rank_sums(Session& session, Backend& backend) {
+  Communicator& comm = session.comm();
+  const RankExchange exchange{
+      .rank = session.rank(),
+      .ranks = session.ranks(),
+      .one_node = session.local_ranks() == session.ranks(),
+      .all_gather = [&comm](const void* data, int64_t bytes, void* out) { comm.all_gather(data, bytes, out); }};
+  return [exchange, &backend](const std::string& method, double limit) { return make_cuda_sum(backend, method, exchange, limit); };
+}
+
 void open_sums(Session& session, const BackendFlags& flags, Model* model) {
   const bool gpu = place_of(*model) == Place::gpu;
   session.agree("the way to add over ranks", [&] {
@@ -109,14 +127,7 @@ void open_sums(Session& session, const BackendFlags& flags, Model* model) {
   std::vector<char> all(static_cast<size_t>(session.ranks()));
   comm.all_gather(&mine, 1, all.data());
   if (session.ranks() == 1 || std::find(all.begin(), all.end(), 0) != all.end()) return;
-  const RankExchange exchange{
-      .rank = session.rank(),
-      .ranks = session.ranks(),
-      .one_node = session.local_ranks() == session.ranks(),
-      .all_gather = [&comm](const void* data, int64_t bytes, void* out) { comm.all_gather(data, bytes, out); }};
-  const MakeSum make = [&](const std::string& method, double limit) {
-    return make_cuda_sum(*model->backend, method, exchange, limit);
-  };
+  const MakeSum make = rank_sums(session, *model->backend);
   const std::vector<SumProbe> probes = probe_sums(*model->backend, comm, flags.allreduce, model->config.hidden, make);
   SumChoice choice;
   session.agree("the way to add over ranks", [&] { choice = choose_sum(flags.allreduce, probes); });
@@ -167,11 +178,7 @@ Model open_model(Session& session, const ModelFlags& flags) {
     model.runtime.place = place_of(model);
     model.runtime.nccl = flags.backend.allreduce == "auto" || flags.backend.allreduce == "nccl";
     model.source = open_weights(flags.model, tensor_specs(model.config), make_recipe(flags.recipe), *model.backend);
-    const int64_t limit = flags.memory_bytes > 0              ? flags.memory_bytes
-                          : model.runtime.place == Place::gpu ? model.device_free_bytes + kDeviceContextBytes
-                                                              : proc_bytes("/proc/meminfo", "MemAvailable") / session.local_ranks();
-    model.plan = plan_rank(model.config, model.runtime, *model.source, session.rank(), session.ranks(), limit);
-    check_memory(model, flags, limit);
+    plan_within(flags, session, &model);
   });
   refuse_shared_devices(session, model.device, flags.backend.share_device);
   open_sums(session, flags.backend, &model);
@@ -181,12 +188,16 @@ Model open_model(Session& session, const ModelFlags& flags) {
   return model;
 }
 
-void load_model(Session& session, Model* model) {
+void load_model(Session& session, Model* model, Backend* backend, Communicator* comm) {
   const auto start = std::chrono::steady_clock::now();
   session.agree("loading the weights", [&] {
     ProgressBar bar("loading", model->plan.weights / 1'000'000, "MB");
     model->transformer = std::make_unique<Transformer>(
-        model->config, model->runtime, *model->backend, model->comm ? *model->comm : session.comm(), *model->source,
+        model->config, model->runtime, backend ? *backend : *model->backend,
+        comm          ? *comm
+        : model->comm ? *model->comm
+                      : session.comm(),
+        *model->source,
         [&](int64_t bytes) { bar.set(std::min(bytes, model->plan.weights) / 1'000'000); }, model->plan.host_embedding > 0);
   });
   model->load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -130,8 +130,7 @@ void add_backend_flags(CLI::App* app, BackendFlags* flags) {
       ->type_name("NAME")
       ->check(CLI::IsMember({"cpu", "cuda", "auto", "reference"}))
       ->capture_default_str();
-  // Hidden from the help, which must fit its screen: the refusal that it lifts names it.
-  app->add_flag("--share-device", flags->share_device, "several ranks may use one GPU")->group("");
+  app->add_flag("--share-device", flags->share_device, "several ranks may use one GPU");
   app->add_option("--allreduce", flags->allreduce, "how GPUs add: p2p, host, nccl, mpi or auto")
       ->type_name("NAME")
       ->check(CLI::IsMember({"auto", "p2p", "host", "nccl", "mpi"}))

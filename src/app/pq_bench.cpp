@@ -17,8 +17,11 @@
 #include "comm/session.h"
 #include "eval/bench.h"
 #include "eval/bench_report.h"
+#include "eval/step_trace.h"
 #include "eval/synthetic_source.h"
+#include "kernels/device_measure.h"
 #include "model/geometry.h"
+#include "model/state.h"
 
 namespace pq {
 namespace {
@@ -37,6 +40,7 @@ struct BenchOptions {
   int64_t context = 0;  // 0: what the measurement needs
   int64_t repetitions = 5;
   int64_t working_set_mib = 1024;
+  bool breakdown = false;
   bool json = false;
   bool csv = false;
 };
@@ -55,7 +59,8 @@ std::optional<std::string> parse(int argc, char** argv, BenchOptions* o) {
       ->delimiter(',')
       ->check(CLI::Range(1, 262144));
   app->add_option("-n,--steps", o->steps, "decode steps")->type_name("N")->check(CLI::Range(1, 100000))->capture_default_str();
-  app->add_option("-d,--depth", o->depth, "tokens before the first decode step")
+  app->add_flag("--breakdown", o->breakdown, "decode: the time of a step by kind of operation");
+  app->add_option("-d,--depth", o->depth, "tokens before the first decode step; kernels: that attention sees")
       ->type_name("N")
       ->check(CLI::Range(0, 262144))
       ->capture_default_str();
@@ -106,6 +111,7 @@ std::optional<std::string> parse(int argc, char** argv, BenchOptions* o) {
   if (o->what == "load" && o->model.model.empty()) throw Error(ErrorKind::usage, "load needs -m, the store or checkpoint to read");
   if (o->what == "quantize" && !o->model.model.empty())
     throw Error(ErrorKind::usage, "quantize encodes random weights of a --geometry; leave out -m");
+  if (o->breakdown && o->what != "decode") throw Error(ErrorKind::usage, "--breakdown is for decode; leave it out");
   return std::nullopt;
 }
 
@@ -139,24 +145,35 @@ Model synthetic_model(Session& session, const BenchOptions& o) {
     model.source = std::make_unique<SyntheticSource>(encoding.format, encoding.bits);
     model.runtime.place = place_of(model);
     model.runtime.nccl = o.model.backend.allreduce == "auto" || o.model.backend.allreduce == "nccl";
-    model.plan = plan_rank(model.config, model.runtime, *model.source, session.rank(), session.ranks(), o.model.memory_bytes);
+    plan_within(o.model, session, &model);
   });
   refuse_shared_devices(session, model.device, o.model.backend.share_device);
   open_sums(session, o.model.backend, &model);
   return model;
 }
 
-std::vector<BenchRow> measure(const BenchOptions& o, Session& session, Model* model, const Weights& weights, RoofMeter* meter) {
+std::vector<BenchRow> measure(const BenchOptions& o, Session& session, Model* model, const Weights& weights, StepTrace* trace,
+                              RoofMeter* meter, std::vector<std::string>* remarks) {
   Communicator& comm = session.comm();
-  if (o.what == "comm") return bench_comm(comm, model->config.hidden, o.repetitions);
+  if (o.what == "comm") {
+    if (place_of(*model) == Place::host) return bench_comm(comm, model->config.hidden, o.repetitions);
+    return bench_device_comm(*model->backend, comm, o.model.backend.allreduce, rank_sums(session, *model->backend),
+                             model->config.hidden, o.repetitions, remarks);
+  }
   if (o.what == "quantize")
     return bench_encode(model->config, parse_encoding("--format", o.model.recipe.format), *model->backend, comm, o.repetitions);
   if (o.what == "load")
     return bench_load(model->config, *model->backend, comm, meter, *model->source, model->plan.weights, o.repetitions);
   if (o.what == "kernels") {
-    return bench_kernels(weights, *model->backend, comm, meter, model->runtime.activations, model->runtime.batch,
-                         o.working_set_mib << 20, o.repetitions);
+    std::vector<BenchRow> rows = bench_kernels(weights, *model->backend, comm, meter, model->runtime.activations,
+                                               model->runtime.batch, o.working_set_mib << 20, o.repetitions);
+    const std::vector<int64_t> depths = o.depth > 0 ? std::vector<int64_t>{o.depth} : std::vector<int64_t>{1024, 8192};
+    const std::vector<BenchRow> others = bench_sequence(model->config, model->runtime, *model->backend, comm, meter, depths,
+                                                        o.working_set_mib << 20, o.repetitions);
+    rows.insert(rows.end(), others.begin(), others.end());
+    return rows;
   }
+  if (o.breakdown) return bench_breakdown(*model->transformer, *trace, comm, o.depth, o.steps);
   const TokenCost cost = token_cost(model->config, *model->source, comm.rank(), comm.size(), o.what == "decode");
   if (o.what == "decode") return bench_decode(*model->transformer, comm, meter, o.depth, o.sequences, o.steps, cost);
   std::vector<BenchRow> rows;
@@ -190,35 +207,55 @@ int run(Session& session, int argc, char** argv) {
   if (o.model.recipe.format.empty()) o.model.recipe.format = "pq5";
 
   Communicator& comm = session.comm();
+  // Outlive the model, which runs on them.
+  std::unique_ptr<StepTrace> trace;
+  std::unique_ptr<Backend> traced_backend;
+  std::unique_ptr<Communicator> traced_comm;
   Model model = o.model.model.empty() ? synthetic_model(session, o) : open_model(session, o.model);
   Weights weights;
   const bool steps = o.what == "decode" || o.what == "prefill";
-  if (steps) load_model(session, &model);
-  if (o.what == "kernels") {
-    session.agree("loading the weights",
-                  [&] { weights = load_weights(model.config, *model.backend, *model.source, comm.rank(), comm.size(), nullptr); });
-  }
-
+  const bool device = place_of(model) == Place::gpu;
   BenchReport report;
   const BackendOptions on =
       o.model.backend.device == "cpu" ? rank_backend_options(o.model.backend, session.cpus()) : BackendOptions{};
   report.ranks = comm.size();
   report.threads = on.threads;
-  // The memory that the roofs read is not the model's: peaks are taken around it.
   const int64_t roof_bytes = o.working_set_mib << 19;
+  // The memory of a device is for the model alone once that is loaded. On the host the model comes first: peaks are taken around the
+  // memory that the roofs read.
+  if (device) report.before = measure_roofs(comm, on, *model.backend, roof_bytes);
+  if (o.breakdown) {
+    trace = std::make_unique<StepTrace>(*model.backend);
+    traced_backend = make_traced_backend(*model.backend, *trace, local_shape(model.config, comm.size()).vocab_rows);
+    traced_comm = make_traced_communicator(model.comm ? *model.comm : comm, *trace);
+  }
+  if (steps) load_model(session, &model, traced_backend.get(), traced_comm.get());
+  if (o.what == "kernels") {
+    session.agree("loading the weights",
+                  [&] { weights = load_weights(model.config, *model.backend, *model.source, comm.rank(), comm.size(), nullptr); });
+  }
+
   const int64_t loaded = peak_resident_bytes();
   // What is timed reports nothing, except steps of a model.
   enter_phase(Phase::measure);
-  report.before = measure_roofs(comm, on, model.backend->name(), roof_bytes);
+  if (!device) report.before = measure_roofs(comm, on, *model.backend, roof_bytes);
   std::optional<RoofMeter> meter;
-  if (o.what != "comm" && o.what != "quantize") meter.emplace(comm, on, model.backend->name(), report.before, roof_bytes / 4);
+  if (o.what != "comm" && o.what != "quantize") meter.emplace(comm, on, *model.backend, report.before, roof_bytes / 4);
   report.metered_bytes = meter ? meter->bytes() : 0;
   const bool anew = try_reset_peak_resident();
-  report.rows = measure(o, session, &model, weights, meter ? &*meter : nullptr);
+  report.rows = measure(o, session, &model, weights, trace.get(), meter ? &*meter : nullptr, &report.remarks);
   const int64_t peak = std::max(loaded, proc_bytes("/proc/self/status", anew ? "VmHWM" : "VmRSS") - report.metered_bytes);
   meter.reset();
   enter_phase(Phase::measure);
-  report.after = measure_roofs(comm, on, model.backend->name(), roof_bytes);
+  const auto* memory = dynamic_cast<const DeviceMeasure*>(model.backend.get());
+  const DeviceBytes mine = memory ? DeviceBytes{memory->peak_bytes(), memory->taken_bytes()} : DeviceBytes{};
+  report.device_bytes.resize(static_cast<size_t>(comm.size()));
+  comm.all_gather(&mine, sizeof mine, report.device_bytes.data());
+  if (device) {
+    model.transformer.reset();
+    weights = {};
+  }
+  report.after = measure_roofs(comm, on, *model.backend, roof_bytes);
   report.peak_rss_bytes = gathered(comm, peak);
   report.planned_bytes = gathered(comm, steps ? model.plan.total() : 0);
   if (comm.rank() != 0) return 0;

@@ -9,12 +9,12 @@
 #include "base/random.h"
 #include "eval/bench_timing.h"
 #include "eval/roofs.h"
-#include "kernels/cpu/thread_pool.h"
 
 namespace pq {
 namespace {
 
 constexpr int kPatternPasses = 1;
+constexpr int kDevicePatternPasses = 3;  // the first of them while the clocks still rise
 constexpr int kBestPasses = 5;
 constexpr int kDotPasses = 12;
 
@@ -62,66 +62,61 @@ Roofs BenchReport::roofs() const {
   return best;
 }
 
-Roofs measure_roofs(Communicator& comm, const BackendOptions& options, const std::string& backend, int64_t bytes) {
+Roofs measure_roofs(Communicator& comm, const BackendOptions& options, Backend& backend, int64_t bytes) {
+  DeviceMeasure* device = device_of(backend);
+  const std::unique_ptr<RankRoofs> rank = make_rank_roofs(backend, options, bytes);
   Roofs roofs;
-  ThreadPool pool(options.threads, options.pin, options.spin);
-  {
-    const ReadRoof memory(bytes, &pool);
-    const double read = static_cast<double>(sum_over_ranks(comm, memory.bytes()));
-    const auto pass = [&](int pattern) {
-      const double rate = read / timed(comm, [&] { memory.read(pattern); });
-      if (rate <= roofs.read_bytes_per_second) return;
-      roofs.read_bytes_per_second = rate;
-      roofs.pattern = pattern;
-    };
-    for (int i = 0; i < kPatternPasses; ++i)
-      for (int pattern = 0; pattern < memory.patterns(); ++pattern) pass(pattern);
-    for (int i = 0; i < kBestPasses; ++i) pass(roofs.pattern);
-    roofs.read_pattern = memory.name(roofs.pattern);
-  }
-  const DotRoof dot(backend, &pool);
-  const double macs = static_cast<double>(sum_over_ranks(comm, dot.macs()));
+  roofs.device = device != nullptr;
+  const double moved = static_cast<double>(sum_over_ranks(comm, rank->bytes()));
+  const auto pass = [&](int pattern) {
+    const double rate = moved / timed_on(device, comm, [&] { rank->move(pattern); });
+    if (rate <= roofs.read_bytes_per_second) return;
+    roofs.read_bytes_per_second = rate;
+    roofs.pattern = pattern;
+  };
+  for (int i = 0; i < (device != nullptr ? kDevicePatternPasses : kPatternPasses); ++i)
+    for (int pattern = 0; pattern < rank->patterns(); ++pattern) pass(pattern);
+  for (int i = 0; i < kBestPasses; ++i) pass(roofs.pattern);
+  roofs.read_pattern = rank->pattern_name(roofs.pattern);
+  const double macs = static_cast<double>(sum_over_ranks(comm, rank->macs()));
   for (int i = 0; i < kDotPasses; ++i)
-    roofs.macs_per_second = std::max(roofs.macs_per_second, macs / timed(comm, [&] { dot.run(); }));
-  roofs.dot_instruction = dot.instruction();
+    roofs.macs_per_second = std::max(roofs.macs_per_second, macs / timed_on(device, comm, [&] { rank->multiply(); }));
+  roofs.dot_instruction = rank->instruction();
   return roofs;
 }
 
+// A device is its process's own and keeps its speed: nothing is measured again, and no memory is held.
 struct RoofMeter::Impl {
-  Impl(Communicator& c, const BackendOptions& options, const std::string& backend, const Roofs& roofs, int64_t bytes)
-      : comm(c),
-        pool(options.threads, options.pin, options.spin),
-        memory(bytes, &pool),
-        products(backend, &pool),
-        pattern(roofs.pattern) {
-    total_bytes = static_cast<double>(sum_over_ranks(comm, memory.bytes()));
-    total_macs = static_cast<double>(sum_over_ranks(comm, products.macs()));
+  Impl(Communicator& c, const BackendOptions& options, Backend& backend, const Roofs& r, int64_t bytes) : comm(c), roofs(r) {
+    if (device_of(backend) != nullptr) return;
+    rank = make_rank_roofs(backend, options, bytes);
+    total_bytes = static_cast<double>(sum_over_ranks(comm, rank->bytes()));
+    total_macs = static_cast<double>(sum_over_ranks(comm, rank->macs()));
   }
 
   Communicator& comm;
-  ThreadPool pool;
-  ReadRoof memory;
-  DotRoof products;
-  int pattern;
-  double total_bytes;
-  double total_macs;
+  Roofs roofs;
+  std::unique_ptr<RankRoofs> rank;  // null of a device
+  double total_bytes = 0;
+  double total_macs = 0;
 };
 
-RoofMeter::RoofMeter(Communicator& comm, const BackendOptions& options, const std::string& backend, const Roofs& roofs,
-                     int64_t bytes)
+RoofMeter::RoofMeter(Communicator& comm, const BackendOptions& options, Backend& backend, const Roofs& roofs, int64_t bytes)
     : impl_(std::make_unique<Impl>(comm, options, backend, roofs, bytes)) {}
 
 RoofMeter::~RoofMeter() = default;
 
 double RoofMeter::read() {
-  return impl_->total_bytes / timed(impl_->comm, [&] { impl_->memory.read(impl_->pattern); });
+  if (!impl_->rank) return impl_->roofs.read_bytes_per_second;
+  return impl_->total_bytes / timed(impl_->comm, [&] { impl_->rank->move(impl_->roofs.pattern); });
 }
 
 double RoofMeter::dot() {
-  return impl_->total_macs / timed(impl_->comm, [&] { impl_->products.run(); });
+  if (!impl_->rank) return impl_->roofs.macs_per_second;
+  return impl_->total_macs / timed(impl_->comm, [&] { impl_->rank->multiply(); });
 }
 
-int64_t RoofMeter::bytes() const { return impl_->memory.bytes(); }
+int64_t RoofMeter::bytes() const { return impl_->rank ? impl_->rank->bytes() : 0; }
 
 TokenCost token_cost(const ModelConfig& config, const WeightSource& source, int rank, int ranks, bool head) {
   TokenCost cost;
@@ -183,24 +178,37 @@ BenchRow bench_prefill(Transformer& model, Communicator& comm, RoofMeter* meter,
   return row;
 }
 
-std::vector<BenchRow> bench_comm(Communicator& comm, int64_t hidden, int64_t repetitions) {
-  std::vector<BenchRow> rows;
-  for (const int64_t count : {hidden, 256 * hidden}) {
-    std::vector<float> data(static_cast<size_t>(count), 1.0f);
-    BenchRow row;
-    row.name = fmt::format("all_reduce {} fp32", count);
-    // One repetition is a train of calls: a single one is shorter than the barrier around it.
-    const int64_t calls = count == hidden ? 100 : 4;
-    for (int64_t i = 0; i < repetitions; ++i) {
-      row.seconds.push_back(timed(comm,
-                                  [&] {
-                                    for (int64_t call = 0; call < calls; ++call) comm.all_reduce_sum(data.data(), count);
-                                  }) /
-                            static_cast<double>(calls));
-      std::fill(data.begin(), data.end(), 1.0f);
+std::vector<BenchRow> bench_breakdown(Transformer& model, StepTrace& trace, Communicator& comm, int64_t depth, int64_t steps) {
+  Random random(1);
+  int64_t position = std::max<int64_t>(depth, 1);
+  run_prompt(model, 0, position, &random);
+  std::vector<BenchRow> rows(kStepKinds.size() + 1);
+  for (size_t kind = 0; kind < kStepKinds.size(); ++kind) rows[kind].name = kStepKinds[kind];
+  BenchRow& whole = rows.back();
+  whole.name = fmt::format("decode at depth {}, operation by operation", depth);
+  whole.tokens = 1;
+  for (int64_t i = 0; i < steps; ++i) {
+    Step step;
+    step.tokens.push_back(static_cast<int32_t>(random.below(model.config().vocab)));
+    step.spans.push_back({0, 1, position++, 0});
+    step.logit_rows.push_back(0);
+    std::array<double, kStepKinds.size()> mine{};
+    whole.seconds.push_back(timed(comm, [&] {
+      trace.begin();
+      model.run(step, [](int64_t, const float*) {});
+      mine = trace.end();
+    }));
+    std::vector<double> all(mine.size() * static_cast<size_t>(comm.size()));
+    comm.all_gather(mine.data(), static_cast<int64_t>(sizeof mine), all.data());
+    for (size_t kind = 0; kind < mine.size(); ++kind) {
+      for (size_t rank = 0; rank < static_cast<size_t>(comm.size()); ++rank) mine[kind] = std::max(mine[kind], all[rank * mine.size() + kind]);
+      rows[kind].seconds.push_back(mine[kind]);
     }
-    rows.push_back(row);
   }
+  const double step = whole.median_seconds();
+  for (BenchRow& row : rows) row.share = row.median_seconds() / step;
+  // What this model has none of.
+  rows.erase(std::remove_if(rows.begin(), rows.end(), [](const BenchRow& row) { return row.share == 0; }), rows.end());
   return rows;
 }
 
@@ -212,9 +220,13 @@ std::vector<BenchRow> bench_load(const ModelConfig& config, Backend& backend, Co
   for (BenchRow& row : rows) row.bytes = sum_over_ranks(comm, weight_bytes);
   for (int64_t i = 0; i <= repetitions; ++i) {
     Weights weights;
-    rows[i == 0 ? 0 : 1].read.push_back(meter->read());
+    // The bandwidth of a device says nothing of what comes over the bus.
+    if (device_of(backend) == nullptr) rows[i == 0 ? 0 : 1].read.push_back(meter->read());
     rows[i == 0 ? 0 : 1].seconds.push_back(
-        timed(comm, [&] { weights = load_weights(config, backend, source, comm.rank(), comm.size(), nullptr); }));
+        timed(comm, [&] {
+          weights = load_weights(config, backend, source, comm.rank(), comm.size(), nullptr);
+          backend.synchronize();
+        }));
   }
   return rows;
 }

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "comm/sum_choice.h"
+#include "eval/step_trace.h"
 #include "kernels/backend.h"
 #include "model/transformer.h"
 #include "model/weights.h"
@@ -26,6 +28,7 @@ struct BenchRow {
   std::vector<double> read;     // bytes/s that RoofMeter read around each repetition; or empty
   std::vector<double> dot;      // multiply-adds/s around each repetition; or empty
   double relative_error = 0;    // of the encoded weights: sum of squared differences over sum of squares
+  double share = 0;             // of a step that an operation is part of; 0: none
   double median_seconds() const;
   // Medians over the repetitions of the rate at which `bytes` were read and `macs` done, as fractions of what the machine gave at
   // that moment; 0 where it was not metered. What a shared machine gives can halve within seconds: a roof measured once says
@@ -41,6 +44,13 @@ struct Roofs {
   std::string read_pattern;  // its name
   double macs_per_second = 0;
   std::string dot_instruction;
+  bool device = false;  // of devices: memory copied, both directions counted, timed on their streams
+};
+
+// What one rank takes of its device.
+struct DeviceBytes {
+  int64_t buffers = 0;  // at most, of what its backend hands out; 0: there is no device
+  int64_t taken = 0;    // of the device after the measurements, by whatever process: contexts and code too
 };
 
 struct BenchReport {
@@ -53,22 +63,24 @@ struct BenchReport {
   int64_t metered_bytes = 0;  // a rank, by RoofMeter; 0 where nothing was metered
   std::vector<BenchRow> rows;
   std::vector<int64_t> peak_rss_bytes;  // by rank
-  std::vector<int64_t> planned_bytes;   // by rank; 0 where no plan applies
+  std::vector<int64_t> planned_bytes;   // by rank, of the memory where the model is; 0 where no plan applies
+  std::vector<DeviceBytes> device_bytes;  // by rank
+  std::vector<std::string> remarks;       // one line each: what could not be measured, and why
   // The better of before and after, each by itself.
   Roofs roofs() const;
 };
 
-// Collective, as are all below; values are the same on every rank. Each rank works with the threads of `options`; `backend` names
-// the instruction set whose dot product is measured (DotRoof in eval/roofs.h). Reads `bytes` of memory of each rank, which it
-// returns; as many as must come from memory and not from a cache.
-Roofs measure_roofs(Communicator& comm, const BackendOptions& options, const std::string& backend, int64_t bytes);
+// Collective, as are all below; values are the same on every rank. Each rank works where `backend` does (RankRoofs in
+// eval/roofs.h), on the host with the threads of `options`. Moves `bytes` of memory of each rank, which it returns; as many as must
+// come from memory and not from a cache.
+Roofs measure_roofs(Communicator& comm, const BackendOptions& options, Backend& backend, int64_t bytes);
 
 // The limits of the moment, of all ranks together: one pass over `bytes` of memory of each rank in the best pattern of `roofs`, and
-// a train of dot products.
+// a train of dot products. Of devices, what `roofs` says: they keep their speed, and their memory is for the model.
 class RoofMeter {
  public:
   // Collective. Holds the memory, which is to exceed the caches; the other arguments as measure_roofs.
-  RoofMeter(Communicator& comm, const BackendOptions& options, const std::string& backend, const Roofs& roofs, int64_t bytes);
+  RoofMeter(Communicator& comm, const BackendOptions& options, Backend& backend, const Roofs& roofs, int64_t bytes);
   ~RoofMeter();
   // Collective: bytes/s.
   double read();
@@ -105,8 +117,24 @@ BenchRow bench_prefill(Transformer& model, Communicator& comm, RoofMeter* meter,
 std::vector<BenchRow> bench_kernels(const Weights& weights, Backend& backend, Communicator& comm, RoofMeter* meter,
                                     ActivationMode mode, int64_t batch, int64_t working_set_bytes, int64_t repetitions);
 
-// All-reduce of one residual row and of a batch of 256 of them.
+// The operations of a step that are no products, on the slice of this rank: norm, convolution, gated delta rule, attention, each
+// with one token at the given depths and with `batch`. States and caches of as many sequences as `working_set_bytes` hold take turns.
+std::vector<BenchRow> bench_sequence(const ModelConfig& config, const RuntimeOptions& options, Backend& backend, Communicator& comm,
+                                     RoofMeter* meter, const std::vector<int64_t>& depths, int64_t working_set_bytes,
+                                     int64_t repetitions);
+
+// All-reduce in host memory of one residual row and of a batch of 256 of them.
 std::vector<BenchRow> bench_comm(Communicator& comm, int64_t hidden, int64_t repetitions);
+
+// All-reduce in device memory of 1, 4, 16, 64 and 256 residual rows by each way that `requested` leaves open (comm/sum_choice.h).
+// Ways that are impossible here become remarks.
+std::vector<BenchRow> bench_device_comm(Backend& backend, Communicator& comm, const std::string& requested, const MakeSum& make,
+                                        int64_t hidden, int64_t repetitions, std::vector<std::string>* remarks);
+
+// Steps as bench_decode has them, of one sequence, taken apart: `model` runs on the traced backend and communicator
+// (eval/step_trace.h). One row a kind of operation, in the order of their first use, and the whole step at the end; operations are
+// launched one by one, so that the whole is slower than a step that is not traced.
+std::vector<BenchRow> bench_breakdown(Transformer& model, StepTrace& trace, Communicator& comm, int64_t depth, int64_t steps);
 
 // Each rank's slice from `source` into backend memory: the first time, and `repetitions` times more. `weight_bytes` are this
 // rank's.

@@ -36,19 +36,23 @@ constexpr Column kColumns[] = {
      [](const BenchRow& row, const BenchReport& report) {
        return per_second(row.weights, row) / 1e6 / (report.ranks * report.threads);
      }},
+    {"of the step", "share", 3, [](const BenchRow& row, const BenchReport&) { return row.share; }},
     {"relative error", "relative_error", 6, [](const BenchRow& row, const BenchReport&) { return row.relative_error; }},
 };
 
 std::string markdown(const BenchReport& report, const std::string& title) {
   std::string out = title + "\n\n";
   const Roofs roofs = report.roofs();
-  out += fmt::format("Roofs of these ranks together, {} thread{} each: read {:.1f} GB/s ({}), {} {:.0f} GMAC/s.\n", report.threads,
-                     report.threads == 1 ? "" : "s", roofs.read_bytes_per_second / 1e9, roofs.read_pattern, roofs.dot_instruction,
+  const std::string workers =
+      roofs.device ? "a device each" : fmt::format("{} thread{} each", report.threads, report.threads == 1 ? "" : "s");
+  out += fmt::format("Roofs of these ranks together, {}: {} {:.1f} GB/s ({}), {} {:.0f} GMAC/s.\n", workers,
+                     roofs.device ? "moved" : "read", roofs.read_bytes_per_second / 1e9, roofs.read_pattern, roofs.dot_instruction,
                      roofs.macs_per_second / 1e9);
   out += fmt::format("Before and after the measurements: {:.1f} and {:.1f} GB/s, {:.0f} and {:.0f} GMAC/s.\n",
                      report.before.read_bytes_per_second / 1e9, report.after.read_bytes_per_second / 1e9,
                      report.before.macs_per_second / 1e9, report.after.macs_per_second / 1e9);
   if (report.metered_bytes > 0) out += "Fractions are of what the machine gave around each repetition; the median counts.\n";
+  for (const std::string& remark : report.remarks) out += remark + ".\n";
   if (report.weights > 0) {
     out += fmt::format("Weights: {:.1f} M, {:.3f} bits each over all tensors.\n", static_cast<double>(report.weights) / 1e6,
                        8.0 * static_cast<double>(report.weight_bytes) / static_cast<double>(report.weights));
@@ -73,6 +77,13 @@ std::string markdown(const BenchReport& report, const std::string& title) {
   for (size_t rank = 0; rank < report.peak_rss_bytes.size(); ++rank) {
     const auto peak = static_cast<double>(report.peak_rss_bytes[rank]);
     const auto planned = static_cast<double>(report.planned_bytes[rank]);
+    const DeviceBytes device = rank < report.device_bytes.size() ? report.device_bytes[rank] : DeviceBytes{};
+    if (device.buffers > 0) {
+      out += fmt::format("\nrank {}: device buffers {:.3f} GB at most, {:.3f} GB of the device taken", rank,
+                         static_cast<double>(device.buffers) / 1e9, static_cast<double>(device.taken) / 1e9);
+      if (planned > 0) out += fmt::format(", planned {:.3f} GB", planned / 1e9);
+      continue;
+    }
     out += fmt::format("\nrank {}: peak resident {:.3f} GB", rank, peak / 1e9);
     if (planned > 0) out += fmt::format(", planned {:.3f} GB, ratio {:.3f}", planned / 1e9, peak / planned);
   }
@@ -93,7 +104,8 @@ nlohmann::ordered_json to_json(const Roofs& roofs) {
   return {{"read_bytes_per_second", roofs.read_bytes_per_second},
           {"read_pattern", roofs.read_pattern},
           {"macs_per_second", roofs.macs_per_second},
-          {"dot_instruction", roofs.dot_instruction}};
+          {"dot_instruction", roofs.dot_instruction},
+          {"device", roofs.device}};
 }
 
 std::string json(const BenchReport& report, const std::string& title) {
@@ -115,6 +127,9 @@ std::string json(const BenchReport& report, const std::string& title) {
   }
   out["peak_rss_bytes"] = report.peak_rss_bytes;
   out["planned_bytes"] = report.planned_bytes;
+  out["device_bytes"] = nlohmann::ordered_json::array();
+  for (const DeviceBytes& rank : report.device_bytes) out["device_bytes"].push_back({{"buffers", rank.buffers}, {"taken", rank.taken}});
+  out["remarks"] = report.remarks;
   return out.dump(2) + "\n";
 }
 

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "kernels/backend.h"
 #include "kernels/cpu/thread_pool.h"
 
 namespace pq {
@@ -47,5 +48,25 @@ class DotRoof {
   void (*loop_)() = nullptr;
   ThreadPool* pool_;
 };
+
+// Both limits of one rank, where its backend works: the two above, or those of the device (DeviceMeasure), whose memory is copied.
+class RankRoofs {
+ public:
+  virtual ~RankRoofs() = default;
+  // Ways to move memory, and what they are called.
+  virtual int patterns() const = 0;
+  virtual std::string pattern_name(int pattern) const = 0;
+  // Moved by one pass: read, or read and written.
+  virtual int64_t bytes() const = 0;
+  virtual void move(int pattern) = 0;
+  virtual std::string instruction() const = 0;
+  // Multiply-adds of one pass.
+  virtual int64_t macs() const = 0;
+  virtual void multiply() = 0;
+};
+
+// `bytes` as of ReadRoof. Passes on a device are put on its stream and not waited for. Throws ErrorKind::environment when memory is
+// short.
+std::unique_ptr<RankRoofs> make_rank_roofs(Backend& backend, const BackendOptions& options, int64_t bytes);
 
 }  // namespace pq

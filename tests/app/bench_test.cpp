@@ -60,7 +60,9 @@ INSTANTIATE_TEST_SUITE_P(All, Bench,
                                          // 8 different products and all of them in order, at 5 numbers of tokens. Products: qkv, z,
                                          // a and b, the two output projections, q, k and v and the head, gate and up, down; at two
                                          // ranks the slices of z have the shape of the output projections', but not their units.
-                                         Measurement{"kernels", {"-r", "1"}, 45, 1, true, true, false},
+                                         // Behind them norm, convolution, delta rule, its norm and attention, of one token and of
+                                         // the batch.
+                                         Measurement{"kernels", {"-r", "1", "-d", "64"}, 55, 1, true, true, false},
                                          // 1024, 2048 and 3584 inputs, with and without scale search.
                                          Measurement{"quantize", {"-r", "1"}, 6, 1, false, false, false},
                                          Measurement{"comm", {"-r", "2"}, 2, 2, false, false, false}),
@@ -83,7 +85,7 @@ TEST_P(Bench, MeasuresAtOneAndTwoRanks) {
       ASSERT_EQ(row["seconds"].size(), run.repetitions) << row;
       EXPECT_GT(row["median_ms"], 0) << row;
       EXPECT_EQ(row["read_fraction"] > 0, run.reads) << row;
-      EXPECT_EQ(row["dot_fraction"] > 0, run.computes) << row;
+      EXPECT_EQ(row["dot_fraction"] > 0, run.computes && row["macs"] > 0) << row;
       EXPECT_EQ(row["mweights_per_second_per_thread"] > 0, run.what == std::string("quantize")) << row;
     }
     ASSERT_EQ(report["peak_rss_bytes"].size(), static_cast<size_t>(ranks));
@@ -115,12 +117,13 @@ TEST_P(Bench, MeasuresAtOneAndTwoRanks) {
   }
 }
 
-// The last rows are the products of one step of 1, 2, 4, 8 and 256 tokens: what a decode step reads, but for vectors.
+// Rows 40 to 44 are the products of one step of 1, 2, 4, 8 and 256 tokens: what a decode step reads, but for vectors.
 TEST(BenchKernels, TheProductsOfAStepReadAllMatrices) {
   const auto result = bench(2, "kernels", small({"-r", "1", "--json"}));
   ASSERT_EQ(result.code, 0) << result.err;
   const json rows = json::parse(result.out)["rows"];
-  ASSERT_EQ(rows.size(), 45u);
+  // Attention at two depths.
+  ASSERT_EQ(rows.size(), 45u + 12u);
   const int64_t polar = (kBody + kHead) / 64 * 41;
   const int64_t f32 = 3 * 2 * 16 * kHidden * 4;  // in_proj_a and in_proj_b of three layers
   const int64_t tokens[] = {1, 2, 4, 8, 256};
@@ -141,6 +144,19 @@ TEST(BenchDecode, SeveralSequencesReadTheWeightsOnce) {
   EXPECT_EQ(rows[1]["tokens"], 4);
   EXPECT_EQ(rows[1]["bytes"], rows[0]["bytes"]);
   EXPECT_EQ(rows[1]["macs"], 4 * rows[0]["macs"].get<int64_t>());
+}
+
+TEST(BenchDecode, ABreakdownNamesTheKindsOfOperations) {
+  const auto result = bench(2, "decode", small({"-n", "3", "--breakdown", "--json"}));
+  ASSERT_EQ(result.code, 0) << result.err;
+  const json rows = json::parse(result.out)["rows"];
+  ASSERT_GE(rows.size(), 9u);
+  EXPECT_EQ(rows.back()["share"], 1.0);
+  double products = 0;
+  for (const json& row : rows) {
+    if (row["name"] == "products") products = row["share"];
+  }
+  EXPECT_GT(products, 0.1);
 }
 
 // The demo model: every measurement of a model on a store, and loading it.
@@ -190,6 +206,7 @@ TEST(BenchUsage, Refusals) {
   EXPECT_THAT(refusal(bench(0, "decode", small({"--format", "pq9"})), 64), HasSubstr("pq9"));
   EXPECT_THAT(refusal(bench(0, "decode", small({"-n", "0"})), 64), HasSubstr("--steps"));
   EXPECT_THAT(refusal(bench(0, "load", small({})), 64), HasSubstr("-m"));
+  EXPECT_THAT(refusal(bench(0, "prefill", small({"--breakdown"})), 64), HasSubstr("--breakdown is for decode"));
   EXPECT_THAT(refusal(bench(0, "quantize", {"-m", test::demo_path()}), 64), HasSubstr("leave out -m"));
   EXPECT_THAT(refusal(bench(0, "quantize", small({"--format", "bf16"})), 64), HasSubstr("bf16"));
   EXPECT_THAT(refusal(bench(0, "decode", {"-m", test::demo_path(), "--layers", "2"}), 64), HasSubstr("--layers"));

@@ -53,8 +53,11 @@ TEST(DotRoof, TakesTheInstructionOfTheBackend) {
 
 TEST(Roofs, AreTheSameOnEveryRank) {
   Roofs seen[2];
-  run_threads(
-      2, [&](Communicator& comm) { seen[comm.rank()] = measure_roofs(comm, {.threads = 2}, "cpu (avx2, 2 threads)", 1 << 20); });
+  run_threads(2, [&](Communicator& comm) {
+    const std::unique_ptr<Backend> backend = make_backend("cpu");
+    seen[comm.rank()] = measure_roofs(comm, {.threads = 2}, *backend, 1 << 20);
+  });
+  EXPECT_FALSE(seen[0].device);
   EXPECT_GT(seen[0].read_bytes_per_second, 0);
   EXPECT_GT(seen[0].macs_per_second, 0);
   EXPECT_EQ(seen[0].read_bytes_per_second, seen[1].read_bytes_per_second);
@@ -64,8 +67,8 @@ TEST(Roofs, AreTheSameOnEveryRank) {
 
 TEST(Roofs, OfAReportAreTheBetterOfBeforeAndAfter) {
   BenchReport report;
-  report.before = {3e9, 1, "a", 5e9, "avx2"};
-  report.after = {4e9, 2, "b", 2e9, "avx2"};
+  report.before = {3e9, 1, "a", 5e9, "avx2", false};
+  report.after = {4e9, 2, "b", 2e9, "avx2", false};
   const Roofs best = report.roofs();
   EXPECT_EQ(best.read_bytes_per_second, 4e9);
   EXPECT_EQ(best.pattern, 2);
@@ -78,7 +81,8 @@ TEST(RoofMeter, ReadsTheSameOnEveryRank) {
   run_threads(2, [&](Communicator& comm) {
     Roofs roofs;
     roofs.pattern = 3;
-    RoofMeter meter(comm, {.threads = 1}, "cpu (avx2, 1 thread)", roofs, 1 << 20);
+    const std::unique_ptr<Backend> backend = make_backend("cpu");
+    RoofMeter meter(comm, {.threads = 1}, *backend, roofs, 1 << 20);
     EXPECT_GE(meter.bytes(), 1 << 20);
     read[comm.rank()] = meter.read();
     dot[comm.rank()] = meter.dot();

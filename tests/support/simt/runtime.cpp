@@ -20,6 +20,7 @@ constexpr unsigned char kPattern = 0xa5;
 // A small card: tests of what does not fit are quick.
 constexpr int64_t kTotal = int64_t{2} << 30;
 constexpr int kDevices = 2;
+constexpr int kMultiprocessors = 4;
 
 std::mutex mutex;
 std::map<char*, size_t>& allocations() {
@@ -88,7 +89,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   properties->uuid.bytes[15] = static_cast<char>(device);
   properties->major = 8;
   properties->minor = 6;
-  properties->multiProcessorCount = 4;
+  properties->multiProcessorCount = kMultiprocessors;
   properties->totalGlobalMem = static_cast<size_t>(kTotal);
   properties->sharedMemPerBlockOptin = 99 << 10;
   return cudaSuccess;
@@ -189,6 +190,29 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
 }
 
 cudaError_t cudaStreamQuery(cudaStream_t) { return cudaSuccess; }
+
+cudaError_t cudaEventCreate(cudaEvent_t* event) {
+  *event = new uint64_t(0);
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  simt::submit(stream, [event] { *event = simt::clock_ns(); });
+  return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
+  if (*from == 0 || *to == 0) return remember(cudaErrorInvalidValue);
+  *milliseconds = static_cast<float>(1e-6 * static_cast<double>(*to - *from));
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = kMultiprocessors;
+  return cudaSuccess;
+}
 cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* data) {
   handle->data = data;
   return cudaSuccess;

@@ -1,0 +1,208 @@
+// Timed loops over the operations of a step that are no products.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <functional>
+
+#include "base/random.h"
+#include "eval/bench.h"
+#include "eval/bench_timing.h"
+#include "model/state.h"
+
+namespace pq {
+namespace {
+
+constexpr int64_t kMostSlots = 512;
+
+// Buffers of one rank for all operations; rows of `tokens` tokens.
+class Sequences {
+ public:
+  Sequences(const ModelConfig& config, const RuntimeOptions& options, Backend& backend, int ranks, int64_t working_set_bytes)
+      : config_(config), options_(options), backend_(backend), shape_(local_shape(config, ranks)), working_set_(working_set_bytes) {
+    const int64_t widest = std::max({2 * shape_.attention_width, shape_.conv_channels, config.hidden});
+    for (Buffer* area : {&in_, &gate_, &out_}) *area = backend.allocate(4 * options.batch * widest);
+    codes_ = backend.allocate(options.batch * (4 * widest + 4 * widest / kBlock) + 256);
+    weights_ = random(4 * std::max(widest, config.hidden), 3);
+    fill(in_, 1);
+    fill(gate_, 2);
+  }
+
+  std::function<void(int64_t)> norm(int64_t tokens) {
+    Prepared prepared{.mode = options_.activations};
+    if (config_.hidden % kBlock == 0) {
+      if (options_.activations == ActivationMode::f32) {
+        prepared.rotated = codes_.as<float>();
+      } else {
+        prepared.scales = codes_.as<float>();
+        prepared.codes = codes_.as<int8_t>() + 4 * tokens * (config_.hidden / kBlock);
+      }
+    }
+    return [this, tokens, prepared](int64_t) {
+      backend_.rms_norm({.y = out_.as<float>(),
+                         .x = in_.as<float>(),
+                         .weight = weights_.as<float>(),
+                         .rows = tokens,
+                         .dim = config_.hidden,
+                         .eps = config_.rms_norm_eps,
+                         .weight_offset = 1.0f,
+                         .prepared = prepared});
+    };
+  }
+
+  std::function<void(int64_t)> conv(int64_t tokens) {
+    slots_ = slots(4 * kConvHistory * shape_.conv_channels);
+    state_ = backend_.allocate(4 * slots_ * kConvHistory * shape_.conv_channels);
+    return [this, tokens](int64_t call) {
+      const Span span{.row = 0, .tokens = tokens, .position = kDeltaChunk, .slot = call % slots_};
+      backend_.causal_conv({.y = out_.as<float>(),
+                            .x = in_.as<float>(),
+                            .weight = weights_.as<float>(),
+                            .state = state_.as<float>(),
+                            .channels = shape_.conv_channels,
+                            .spans = {&span, 1}});
+    };
+  }
+
+  // Positions move on with the calls, so that one token in kDeltaChunk folds.
+  std::function<void(int64_t)> delta(int64_t tokens) {
+    const LayerStateSize size = layer_state_size(config_, options_, config_.heads / shape_.heads);
+    slots_ = slots(4 * (size.delta_s + size.delta_k + size.delta_delta + size.delta_decay));
+    state_ = backend_.allocate(4 * slots_ * size.delta_s);
+    pending_ = backend_.allocate(4 * slots_ * (size.delta_k + size.delta_delta + size.delta_decay));
+    return [this, size, tokens](int64_t call) {
+      const Span span{.row = 0, .tokens = tokens, .position = kDeltaChunk + call % kDeltaChunk, .slot = call % slots_};
+      float* pending = pending_.as<float>();
+      backend_.gated_delta({.y = out_.as<float>(),
+                            .qkv = in_.as<float>(),
+                            .a = gate_.as<float>(),
+                            .b = gate_.as<float>(),
+                            .a_log = weights_.as<float>(),
+                            .dt_bias = weights_.as<float>(),
+                            .state = {.s = state_.as<float>(),
+                                      .k = pending,
+                                      .delta = pending + slots_ * size.delta_k,
+                                      .decay = pending + slots_ * (size.delta_k + size.delta_delta)},
+                            .key_heads = shape_.key_heads,
+                            .value_heads = shape_.value_heads,
+                            .key_dim = config_.key_dim,
+                            .value_dim = config_.value_dim,
+                            .spans = {&span, 1}});
+    };
+  }
+
+  std::function<void(int64_t)> gated_norm(int64_t tokens) {
+    return [this, tokens](int64_t) {
+      backend_.gated_rms_norm({.y = out_.as<float>(),
+                               .x = in_.as<float>(),
+                               .gate = gate_.as<float>(),
+                               .weight = weights_.as<float>(),
+                               .rows = tokens * shape_.value_heads,
+                               .dim = config_.value_dim,
+                               .eps = config_.rms_norm_eps});
+    };
+  }
+
+  // The last of `tokens` tokens sees `depth` positions.
+  std::function<void(int64_t)> attention(int64_t tokens, int64_t depth) {
+    const int64_t row_bytes = kv_row_bytes(options_.kv_type, config_.head_dim);
+    slots_ = slots(2 * shape_.kv_heads * depth * row_bytes);
+    state_ = backend_.allocate(slots_ * shape_.kv_heads * depth * row_bytes);
+    pending_ = backend_.allocate(slots_ * shape_.kv_heads * depth * row_bytes);
+    return [this, tokens, depth](int64_t call) {
+      const Span span{.row = 0, .tokens = tokens, .position = depth - tokens, .slot = call % slots_};
+      backend_.attention({.y = out_.as<float>(),
+                          .q = in_.as<float>(),
+                          .q_gate = gate_.as<float>(),
+                          .heads = shape_.heads,
+                          .cache = {.type = options_.kv_type,
+                                    .k = state_.data(),
+                                    .v = pending_.data(),
+                                    .kv_heads = shape_.kv_heads,
+                                    .context = depth,
+                                    .head_dim = config_.head_dim},
+                          .spans = {&span, 1}});
+    };
+  }
+
+  // Calls of a train: every state once at least, whole chunks of the delta rule.
+  int64_t calls(int64_t tokens) const {
+    return tokens > 1 ? 1 : std::min(kMostSlots, (slots_ + kDeltaChunk - 1) / kDeltaChunk * kDeltaChunk);
+  }
+
+  int64_t norm_bytes(int64_t tokens) const { return tokens * config_.hidden * 9; }
+  int64_t conv_bytes(int64_t tokens) const { return 4 * shape_.conv_channels * (2 * tokens + 2 * kConvHistory + 4); }
+  int64_t gated_norm_bytes(int64_t tokens) const { return tokens * 12 * shape_.value_width; }
+  // The state read once a chunk and written where a chunk ends; the pending rows that a lone token meets, half of them on average.
+  int64_t delta_bytes(int64_t tokens) const {
+    const int64_t state = 4 * shape_.value_heads * config_.key_dim * config_.value_dim;
+    const int64_t rows = 4 * (shape_.key_width + shape_.value_width);
+    const int64_t chunks = std::max<int64_t>(1, tokens / kDeltaChunk);
+    return state * chunks + state * tokens / kDeltaChunk + rows * (kDeltaChunk / 2) +
+           4 * tokens * (shape_.conv_channels + shape_.value_width);
+  }
+  int64_t attention_bytes(int64_t tokens, int64_t depth) const {
+    return 2 * shape_.kv_heads * depth * kv_row_bytes(options_.kv_type, config_.head_dim) + 16 * tokens * shape_.attention_width;
+  }
+
+ private:
+  int64_t slots(int64_t bytes_each) const { return std::clamp<int64_t>(working_set_ / std::max<int64_t>(1, bytes_each), 1, kMostSlots); }
+
+  void fill(const Buffer& buffer, uint64_t seed) {
+    Random random(seed);
+    std::vector<float> values(static_cast<size_t>(buffer.bytes() / 4));
+    for (float& value : values) value = static_cast<float>(random.uniform() - 0.5);
+    backend_.upload(buffer.data(), values.data(), 4 * static_cast<int64_t>(values.size()));
+  }
+  Buffer random(int64_t floats, uint64_t seed) {
+    Buffer buffer = backend_.allocate(4 * floats);
+    fill(buffer, seed);
+    return buffer;
+  }
+
+  const ModelConfig& config_;
+  const RuntimeOptions& options_;
+  Backend& backend_;
+  LocalShape shape_;
+  int64_t working_set_;
+  int64_t slots_ = 1;
+  Buffer in_, gate_, out_, codes_, weights_, state_, pending_;
+};
+
+}  // namespace
+
+std::vector<BenchRow> bench_sequence(const ModelConfig& config, const RuntimeOptions& options, Backend& backend, Communicator& comm,
+                                     RoofMeter* meter, const std::vector<int64_t>& depths, int64_t working_set_bytes,
+                                     int64_t repetitions) {
+  DeviceMeasure* device = device_of(backend);
+  Sequences sequences(config, options, backend, comm.size(), working_set_bytes);
+  std::vector<BenchRow> rows;
+  const auto measure = [&](const std::string& name, int64_t tokens, int64_t bytes, const std::function<void(int64_t)>& run) {
+    BenchRow row;
+    row.name = fmt::format("{}, {} token{}", name, tokens, tokens == 1 ? "" : "s");
+    row.bytes = sum_over_ranks(comm, bytes);
+    const int64_t calls = sequences.calls(tokens);
+    run(0);
+    for (int64_t i = 0; i < repetitions; ++i) {
+      row.read.push_back(meter->read());
+      row.seconds.push_back(timed_on(device, comm, [&] {
+                              for (int64_t call = 0; call < calls; ++call) run(call);
+                            }) /
+                            static_cast<double>(calls));
+    }
+    rows.push_back(row);
+  };
+  for (const int64_t tokens : {int64_t{1}, options.batch}) {
+    measure("rms_norm with rotation", tokens, sequences.norm_bytes(tokens), sequences.norm(tokens));
+    measure("causal_conv", tokens, sequences.conv_bytes(tokens), sequences.conv(tokens));
+    measure("gated_delta", tokens, sequences.delta_bytes(tokens), sequences.delta(tokens));
+    measure("gated_rms_norm", tokens, sequences.gated_norm_bytes(tokens), sequences.gated_norm(tokens));
+    for (const int64_t depth : depths) {
+      const int64_t seen = std::max(depth, tokens);
+      measure(fmt::format("attention over {} positions", seen), tokens, sequences.attention_bytes(tokens, seen),
+              sequences.attention(tokens, seen));
+    }
+  }
+  return rows;
+}
+
+}  // namespace pq
