@@ -34,8 +34,8 @@ std::string no_device_text(int error, const char* said, int driver, int runtime)
 
 std::string architecture_problem(int device, const char* name, int major, int minor, int image_error) {
   if (major >= 8 && image_error != kCudaNoKernelImage) return {};
-  const std::string what = "device " + std::to_string(device) + " (" + name + ") is of compute capability " + std::to_string(major) +
-                           "." + std::to_string(minor);
+  const std::string what = "device " + std::to_string(device) + " (" + name + ") is of compute capability " +
+                           std::to_string(major) + "." + std::to_string(minor);
   if (major < 8) return what + "; pq needs 8.0; run with --device cpu";
   return what + ", for which this build has no kernels; build pq with -DCMAKE_CUDA_ARCHITECTURES=" + std::to_string(major) +
          std::to_string(minor) + ", or run with --device cpu";

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one run: build, kernel tests against the reference, sanitizers on them, the demo model on 1 and 2 ranks,
-# a memory cap, benchmarks. Says what it lacks and goes on; ends with a table for tests/gpu/RESULTS.md. Needs no network when the packages
-# of scripts/install_deps.sh and nvcc are there.
+# a memory cap, benchmarks. Says what it lacks and goes on; ends with a table for tests/gpu/RESULTS.md and exit code 0 when nothing failed,
+# 1 when something did, 69 without a GPU or nvcc. Needs no network when the packages of scripts/install_deps.sh are there.
 #   gpu_check.sh [OUTPUT_DIR]
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 70
@@ -34,17 +34,33 @@ fi
 command -v nvcc >/dev/null || { echo "gpu_check.sh: no nvcc on PATH; nothing was checked" >&2; exit 69; }
 note "device" "$device"
 note "nvcc" "$(nvcc --version | sed -n 's/.*release \([^,]*\).*/\1/p')"
-note "commit" "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
+note "commit" "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)$(git diff --quiet HEAD 2>/dev/null || echo ', changed')"
+note "date" "$(date -u +%F)"
+note "GPUs" "$(nvidia-smi --query-gpu=index --format=csv,noheader | wc -l), compute capability $(
+  nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sort -u | paste -sd ' '), $(
+  nvidia-smi --query-gpu=memory.total --format=csv,noheader | sort -u | paste -sd ' ')"
+for tool in mpirun cmake ninja; do command -v "$tool" >/dev/null || note "$tool" "not on this machine: scripts/install_deps.sh installs it"; done
+[ -e /usr/include/nccl.h ] || [ -e "$(dirname "$(dirname "$(command -v nvcc)")")/include/nccl.h" ] ||
+  note "nccl.h" "not on this machine: the plugin is built without NCCL"
 
 check "build" scripts/build.sh
-check "kernel tests on the GPU" env PQ_REQUIRE=cuda ctest --test-dir "$build" -R '[Cc]uda' --output-on-failure
+if [ ! -e "$build/bin/libpq_cuda.so" ]; then
+  note "CUDA plugin" "NOT BUILT: what follows would say nothing; see the log of the build"
+  printf '| what | result |\n|---|---|\n' | tee "$out/table.md"
+  printf '%s\n' "${rows[@]}" | tee -a "$out/table.md"
+  exit 1
+fi
+# The emulated kernels are no question for a GPU.
+check "kernel tests on the GPU" env PQ_REQUIRE=cuda "$build/bin/kernels_test" --gtest_filter='*/cuda'
+note "kernel tests run" "$(grep -c '^\[       OK \]' "$out/kernel_tests_on_the_GPU.log") passed, $(
+  grep -c '^\[  SKIPPED \] .*ms)' "$out/kernel_tests_on_the_GPU.log") skipped"
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     check "compute-sanitizer $tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      "$build/bin/kernels_test" --gtest_filter='*cuda*'
+      "$build/bin/kernels_test" --gtest_filter='*/cuda'
   done
 else
-  note "compute-sanitizer" "not on this machine"
+  note "compute-sanitizer" "not on this machine: memcheck and racecheck were not run"
 fi
 
 # hash RANKS FLAGS...: of all logits of a short run on the demo model.
@@ -97,22 +113,31 @@ refused() {
 refused "a cap below the CUDA context" 64 launch/pq -np 1 pq-run -m tests/data/demo -p a -n 1 --device cuda --memory 100MB
 refused "a cap below the model" 69 launch/pq -np 1 pq-run -m tests/data/demo -p a -n 1 --device cuda --memory 451MB
 
+# The headline of a report: its first row, its limits and its device memory, without a parser of JSON.
+summary() {
+  sed -n 's/^ *"\(read_bytes_per_second\|macs_per_second\|name\|median_ms\|tokens_per_second\|read_fraction\|dot_fraction\|buffers\|taken\)": *"\{0,1\}\([^",]*\)"\{0,1\},\{0,1\}$/\1 \2/p' "$1" |
+    awk '!seen[$1]++ { text = text (text ? "; " : "") $0 } END { print text }'
+}
 bench() {
   local log="$out/bench ${*// /_}.json"
-  if launch/pq -np 1 pq-bench "$@" --geometry qwen3.5-27b --device cuda --json >"${log// /_}" 2>>"$out/bench.log"; then
-    note "pq-bench $*" "$(basename "${log// /_}")"
+  if launch/pq -np "${ranks:-1}" pq-bench "$@" --geometry qwen3.5-27b --device cuda --json >"${log// /_}" 2>>"$out/bench.log"; then
+    note "pq-bench $*" "$(summary "${log// /_}")"
   else
     note "pq-bench $*" "FAILED: $(tail -n 1 "$out/bench.log" | cut -c1-160)"
     failed=1
   fi
 }
-bench decode -n 64
-bench decode -n 64 --parallel 4
-bench prefill -p 512
-bench prefill -p 4096 -r 2
+bench decode -n 64 -d 1024
+bench decode -n 64 -d 16384
+bench decode -n 64 -d 1024 --parallel 1,2,4,8
+bench decode -n 16 -d 1024 --breakdown
+bench prefill -p 512,4096,16384 -r 2
 bench kernels -r 3
-check "rank 0 of 2 within 10 GB" launch/pq -np 2 pq-bench decode -n 8 -d 1024 --geometry qwen3.5-27b --device cuda --share-device \
-  --memory 10GB
+ranks=2 bench comm "${share[@]}"
+# The plan must hold, and the device must have no more of it taken than planned: a rank of 2, 16k positions, 10 GB.
+check "rank 0 of 2 within 10 GB, 16k positions" launch/pq -np 2 pq-bench decode -n 8 -d 1024 -c 16384 --geometry qwen3.5-27b \
+  --device cuda "${share[@]}" --memory 10GB
+note "its memory" "$(grep -h '^rank 0: device' "$out"/rank_0_of_2_within_10_GB*.log | head -n 1)"
 
 {
   echo "| what | result |"

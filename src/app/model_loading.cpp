@@ -197,8 +197,8 @@ void load_model(Session& session, Model* model, Backend* backend, Communicator* 
         comm          ? *comm
         : model->comm ? *model->comm
                       : session.comm(),
-        *model->source,
-        [&](int64_t bytes) { bar.set(std::min(bytes, model->plan.weights) / 1'000'000); }, model->plan.host_embedding > 0);
+        *model->source, [&](int64_t bytes) { bar.set(std::min(bytes, model->plan.weights) / 1'000'000); },
+        model->plan.host_embedding > 0);
   });
   model->load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }

@@ -58,8 +58,8 @@ void open_sums(Session& session, const BackendFlags& flags, Model* model);
 // Makes the ways to add between GPUs, for all ranks together; `backend` and the session outlive it.
 MakeSum rank_sums(Session& session, Backend& backend);
 
-// The plan of model->source on this rank against --memory, or what this rank has free. Throws ErrorKind::environment with the items and
-// the largest context when it does not fit.
+// The plan of model->source on this rank against --memory, or what this rank has free. Throws ErrorKind::environment with the items
+// and the largest context when it does not fit.
 void plan_within(const ModelFlags& flags, const Session& session, Model* model);
 
 // The host's, cpu or reference, whatever GPU there is.
@@ -73,8 +73,8 @@ void refuse_shared_devices(Session& session, const DeviceIdentity& identity, boo
 // free for each of its ranks, with the items and the largest context that fits.
 Model open_model(Session& session, const ModelFlags& flags);
 
-// Collective. Loads this rank's slice, with a progress bar on rank 0. backend, comm: what the model runs on instead of its own, when
-// given; they outlive it.
+// Collective. Loads this rank's slice, with a progress bar on rank 0. backend, comm: what the model runs on instead of its own,
+// when given; they outlive it.
 void load_model(Session& session, Model* model, Backend* backend = nullptr, Communicator* comm = nullptr);
 
 // What load_model came to on one rank.

@@ -168,8 +168,8 @@ std::vector<BenchRow> measure(const BenchOptions& o, Session& session, Model* mo
     std::vector<BenchRow> rows = bench_kernels(weights, *model->backend, comm, meter, model->runtime.activations,
                                                model->runtime.batch, o.working_set_mib << 20, o.repetitions);
     const std::vector<int64_t> depths = o.depth > 0 ? std::vector<int64_t>{o.depth} : std::vector<int64_t>{1024, 8192};
-    const std::vector<BenchRow> others = bench_sequence(model->config, model->runtime, *model->backend, comm, meter, depths,
-                                                        o.working_set_mib << 20, o.repetitions);
+    const std::vector<BenchRow> others =
+        bench_sequence(model->config, model->runtime, *model->backend, comm, meter, depths, o.working_set_mib << 20, o.repetitions);
     rows.insert(rows.end(), others.begin(), others.end());
     return rows;
   }
@@ -221,8 +221,8 @@ int run(Session& session, int argc, char** argv) {
   report.ranks = comm.size();
   report.threads = on.threads;
   const int64_t roof_bytes = o.working_set_mib << 19;
-  // The memory of a device is for the model alone once that is loaded. On the host the model comes first: peaks are taken around the
-  // memory that the roofs read.
+  // The memory of a device is for the model alone once that is loaded. On the host the model comes first: peaks are taken around
+  // the memory that the roofs read.
   if (device) report.before = measure_roofs(comm, on, *model.backend, roof_bytes);
   if (o.breakdown) {
     trace = std::make_unique<StepTrace>(*model.backend);

@@ -201,7 +201,8 @@ std::vector<BenchRow> bench_breakdown(Transformer& model, StepTrace& trace, Comm
     std::vector<double> all(mine.size() * static_cast<size_t>(comm.size()));
     comm.all_gather(mine.data(), static_cast<int64_t>(sizeof mine), all.data());
     for (size_t kind = 0; kind < mine.size(); ++kind) {
-      for (size_t rank = 0; rank < static_cast<size_t>(comm.size()); ++rank) mine[kind] = std::max(mine[kind], all[rank * mine.size() + kind]);
+      for (size_t rank = 0; rank < static_cast<size_t>(comm.size()); ++rank)
+        mine[kind] = std::max(mine[kind], all[rank * mine.size() + kind]);
       rows[kind].seconds.push_back(mine[kind]);
     }
   }
@@ -222,11 +223,10 @@ std::vector<BenchRow> bench_load(const ModelConfig& config, Backend& backend, Co
     Weights weights;
     // The bandwidth of a device says nothing of what comes over the bus.
     if (device_of(backend) == nullptr) rows[i == 0 ? 0 : 1].read.push_back(meter->read());
-    rows[i == 0 ? 0 : 1].seconds.push_back(
-        timed(comm, [&] {
-          weights = load_weights(config, backend, source, comm.rank(), comm.size(), nullptr);
-          backend.synchronize();
-        }));
+    rows[i == 0 ? 0 : 1].seconds.push_back(timed(comm, [&] {
+      weights = load_weights(config, backend, source, comm.rank(), comm.size(), nullptr);
+      backend.synchronize();
+    }));
   }
   return rows;
 }

@@ -62,8 +62,8 @@ struct BenchReport {
   Roofs after;
   int64_t metered_bytes = 0;  // a rank, by RoofMeter; 0 where nothing was metered
   std::vector<BenchRow> rows;
-  std::vector<int64_t> peak_rss_bytes;  // by rank
-  std::vector<int64_t> planned_bytes;   // by rank, of the memory where the model is; 0 where no plan applies
+  std::vector<int64_t> peak_rss_bytes;    // by rank
+  std::vector<int64_t> planned_bytes;     // by rank, of the memory where the model is; 0 where no plan applies
   std::vector<DeviceBytes> device_bytes;  // by rank
   std::vector<std::string> remarks;       // one line each: what could not be measured, and why
   // The better of before and after, each by itself.
@@ -118,7 +118,8 @@ std::vector<BenchRow> bench_kernels(const Weights& weights, Backend& backend, Co
                                     ActivationMode mode, int64_t batch, int64_t working_set_bytes, int64_t repetitions);
 
 // The operations of a step that are no products, on the slice of this rank: norm, convolution, gated delta rule, attention, each
-// with one token at the given depths and with `batch`. States and caches of as many sequences as `working_set_bytes` hold take turns.
+// with one token at the given depths and with `batch`. States and caches of as many sequences as `working_set_bytes` hold take
+// turns.
 std::vector<BenchRow> bench_sequence(const ModelConfig& config, const RuntimeOptions& options, Backend& backend, Communicator& comm,
                                      RoofMeter* meter, const std::vector<int64_t>& depths, int64_t working_set_bytes,
                                      int64_t repetitions);

@@ -128,7 +128,8 @@ std::string json(const BenchReport& report, const std::string& title) {
   out["peak_rss_bytes"] = report.peak_rss_bytes;
   out["planned_bytes"] = report.planned_bytes;
   out["device_bytes"] = nlohmann::ordered_json::array();
-  for (const DeviceBytes& rank : report.device_bytes) out["device_bytes"].push_back({{"buffers", rank.buffers}, {"taken", rank.taken}});
+  for (const DeviceBytes& rank : report.device_bytes)
+    out["device_bytes"].push_back({{"buffers", rank.buffers}, {"taken", rank.taken}});
   out["remarks"] = report.remarks;
   return out.dump(2) + "\n";
 }

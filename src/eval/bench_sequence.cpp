@@ -145,7 +145,9 @@ class Sequences {
   }
 
  private:
-  int64_t slots(int64_t bytes_each) const { return std::clamp<int64_t>(working_set_ / std::max<int64_t>(1, bytes_each), 1, kMostSlots); }
+  int64_t slots(int64_t bytes_each) const {
+    return std::clamp<int64_t>(working_set_ / std::max<int64_t>(1, bytes_each), 1, kMostSlots);
+  }
 
   void fill(const Buffer& buffer, uint64_t seed) {
     Random random(seed);
@@ -184,9 +186,10 @@ std::vector<BenchRow> bench_sequence(const ModelConfig& config, const RuntimeOpt
     run(0);
     for (int64_t i = 0; i < repetitions; ++i) {
       row.read.push_back(meter->read());
-      row.seconds.push_back(timed_on(device, comm, [&] {
-                              for (int64_t call = 0; call < calls; ++call) run(call);
-                            }) /
+      row.seconds.push_back(timed_on(device, comm,
+                                     [&] {
+                                       for (int64_t call = 0; call < calls; ++call) run(call);
+                                     }) /
                             static_cast<double>(calls));
     }
     rows.push_back(row);

@@ -16,8 +16,8 @@ namespace pq {
 
 enum class StepKind : int { embedding, norms, rotation, products, delta_rule, attention, sums, residual, head, copies };
 // What a report calls them.
-inline constexpr std::array<const char*, 10> kStepKinds = {"embedding", "norms",      "rotation", "products", "delta rule",
-                                                           "attention", "sums", "residual", "head",     "copies"};
+inline constexpr std::array<const char*, 10> kStepKinds = {"embedding", "norms", "rotation", "products", "delta rule",
+                                                           "attention", "sums",  "residual", "head",     "copies"};
 
 class StepTrace {
  public:

@@ -43,13 +43,13 @@ ModelConfig tiny() {
 }
 
 MakeSum emulated_sums(Backend& backend, Communicator& comm) {
-  const RankExchange exchange{.rank = comm.rank(),
-                              .ranks = comm.size(),
-                              .one_node = true,
-                              .all_gather = [&comm](const void* data, int64_t bytes, void* out) { comm.all_gather(data, bytes, out); }};
-  return [&backend, exchange](const std::string& method, double limit) {
-    return make_emulated_sum(backend, method, exchange, limit);
-  };
+  const RankExchange exchange{
+      .rank = comm.rank(),
+      .ranks = comm.size(),
+      .one_node = true,
+      .all_gather = [&comm](const void* data, int64_t bytes, void* out) { comm.all_gather(data, bytes, out); }};
+  return
+      [&backend, exchange](const std::string& method, double limit) { return make_emulated_sum(backend, method, exchange, limit); };
 }
 
 TEST(DeviceMeasure, MarksGiveTheTimeBetweenThem) {
