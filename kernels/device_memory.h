@@ -27,6 +27,21 @@ inline constexpr int64_t kDeviceStagingBytes = int64_t{4} << 20;
 inline constexpr int64_t kPushPieceFloats = int64_t{64} << 10;
 constexpr int64_t push_sum_bytes(int ranks) { return 2 * 8 * kPushPieceFloats * ranks; }
 
+// Attention of single tokens keeps what each key block gives, of as many tokens at once as these floats hold, one at least.
+inline constexpr int64_t kAttentionPartFloats = int64_t{4} << 20;
+constexpr int64_t attention_part_floats(int64_t heads, int64_t head_dim, int64_t positions) {
+  return heads * ((positions + kKeyBlock - 1) / kKeyBlock) * (head_dim + 2);
+}
+constexpr int64_t attention_rows_at_once(int64_t heads, int64_t head_dim, int64_t positions) {
+  const int64_t rows = kAttentionPartFloats / attention_part_floats(heads, head_dim, positions);
+  return rows > 1 ? rows : 1;
+}
+// Of a call with `rows` such tokens.
+constexpr int64_t attention_row_floats(int64_t heads, int64_t head_dim, int64_t positions, int64_t rows) {
+  const int64_t at_once = attention_rows_at_once(heads, head_dim, positions);
+  return (rows < at_once ? rows : at_once) * attention_part_floats(heads, head_dim, positions);
+}
+
 // A communicator of NCCL with its default channels, an allowance.
 inline constexpr int64_t kNcclBytes = 200'000'000;
 

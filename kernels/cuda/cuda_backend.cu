@@ -37,6 +37,37 @@ std::vector<std::vector<Span>> rounds_of(const Spans& spans) {
   return rounds;
 }
 
+// Fewer tokens of a span than this go one by one, so that their key blocks are shared out.
+constexpr int64_t kTileWorthwhile = 16;
+
+// Tokens one by one, in the order of their spans, and tiles of several, the longest rows of keys first.
+struct AttentionWork {
+  Spans rows;  // the call's own, at their address, where each has one token
+  std::vector<Span> cut;
+  std::vector<Span> tiles;
+};
+
+AttentionWork attention_work(const AttentionArgs& args) {
+  AttentionWork work;
+  work.rows = args.spans;
+  if (std::all_of(args.spans.data, args.spans.data + args.spans.count, [](const Span& s) { return s.tokens == 1; })) return work;
+  const int64_t most = attention_tile_tokens(args);
+  for (int64_t i = 0; i < args.spans.count; ++i) {
+    const Span& span = args.spans.data[i];
+    const int64_t each = most > 1 && span.tokens >= kTileWorthwhile ? most : 1;
+    for (int64_t first = 0; first < span.tokens; first += each) {
+      const Span part{.row = span.row + first,
+                      .tokens = std::min(each, span.tokens - first),
+                      .position = span.position + first,
+                      .slot = span.slot};
+      (each > 1 ? work.tiles : work.cut).push_back(part);
+    }
+  }
+  std::stable_sort(work.tiles.begin(), work.tiles.end(), [](const Span& a, const Span& b) { return a.position > b.position; });
+  work.rows = {work.cut.data(), static_cast<int64_t>(work.cut.size())};
+  return work;
+}
+
 std::string gigabytes(int64_t bytes) {
   const int64_t hundredths = (bytes + 5'000'000) / 10'000'000;
   return std::to_string(hundredths / 100) + "." + (hundredths % 100 < 10 ? "0" : "") + std::to_string(hundredths % 100) + " GB";
@@ -269,9 +300,16 @@ void CudaBackend::attention_input(const AttentionInputArgs& args) {
 
 void CudaBackend::attention(const AttentionArgs& args) {
   check_attention(args);
-  const int64_t tokens = tokens_of(args.spans);
-  if (tokens == 0) return;
-  launch_attention(args, stage(args.spans.data, args.spans.count), tokens, stream_);
+  const AttentionWork work = attention_work(args);
+  if (const int64_t rows = work.rows.count; rows > 0) {
+    const int64_t positions = std::min(position_bucket(work.rows), args.cache.context);
+    float* parts = scratch(attention_row_floats(args.heads, args.cache.head_dim, positions, rows));
+    launch_attention_rows(args, stage(work.rows.data, rows), rows, positions, parts, stream_);
+  }
+  if (!work.tiles.empty()) {
+    const int64_t tiles = static_cast<int64_t>(work.tiles.size());
+    launch_attention_tiles(args, stage(work.tiles.data(), tiles), tiles, stream_);
+  }
   if (args.prepared.wanted()) launch_prepare(prepare_of(args), stream_);
 }
 

@@ -1,5 +1,7 @@
-// Causal convolution and the gated delta rule. One thread owns one channel, or one column of a head's state, for a whole span:
-// nothing about a column depends on another.
+// Causal convolution and the gated delta rule. Nothing about a column of a
+// head's state depends on another: a block of threads takes kColumns of them
+// through a whole span, with that part of the state in shared memory from the
+// first token to the last.
 #include <cmath>
 
 #include "kernels/cuda/launch.h"
@@ -8,6 +10,8 @@ namespace pq::cuda {
 namespace {
 
 constexpr int kChunk = static_cast<int>(kDeltaChunk);
+constexpr int kColumns = 64;
+constexpr int kThreads = 128;
 
 __global__ void causal_conv_kernel(CausalConvArgs a, const Span* spans) {
   const int64_t c = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -36,160 +40,326 @@ __global__ void causal_conv_kernel(CausalConvArgs a, const Span* spans) {
   state[2 * a.channels] = h2;
 }
 
-// y = x / sqrt(sum x^2 + 1e-6) * scale by one warp.
+// y = x / sqrt(sum x^2 + 1e-6) * scale by half a warp.
 __device__ void l2_normalise(float* y, const float* x, int64_t dim, float scale) {
   const float root = __fsqrt_rn(dot_lanes(x, x, dim) + 1e-6f);
-  for (int64_t i = threadIdx.x % 32; i < dim; i += 32) y[i] = __fdiv_rn(x[i], root) * scale;
+  for (int64_t i = threadIdx.x % 16; i < dim; i += 16) y[i] = __fdiv_rn(x[i], root) * scale;
 }
 
-// In double, as on the host: the fp32 result then does not depend on the library.
+// In double, as on the host: the fp32 result then does not depend on the
+// library.
 __device__ float softplus(float x) { return x > 20.0f ? x : static_cast<float>(log1p(exp(static_cast<double>(x)))); }
 
-// Rows [begin, begin + count) of one chunk, count <= N, whose keys and queries stand in shared memory. d: this column's deltas of
-// the chunk; those before `begin` are filled.
-template <int N>
-__device__ void chunk_rows(const GatedDeltaArgs& a, const float* keys, const float* queries, const float* kk, const float* qk,
-                           const float* decay, const float* beta, float* s, const float* v, int64_t v_stride, float* y,
-                           int64_t y_stride, int begin, int count, float d[kChunk]) {
-  float kept[N], read[N];
+__device__ float log_decay(const GatedDeltaArgs& a, int64_t row, int64_t head) {
+  return -exp_as_host(a.a_log[head]) * softplus(a.a[row * a.value_heads + head] + a.dt_bias[head]);
+}
+
+// Shared memory of a block: one description for the kernel and for its launch.
+struct Areas {
+  float* state;    // [key_dim][kColumns]
+  float* keys;     // [kChunk][key_dim + 4], normalised
+  float* queries;  // [kChunk][key_dim + 4], of the rows at hand
+  float* deltas;   // [kChunk][kColumns]
+  float* values;   // [kChunk][kColumns], of the rows at hand
+  float* kept;     // [kChunk][kColumns], S^T k of the rows at hand
+  float* read;     // [kChunk][kColumns], S^T q
+  float* kk;       // [kChunk][kChunk], exp(G_i - G_j) (k_i . k_j) of row i at hand
+                   // and j before it
+  float* qk;       // the same of queries
+  float* decay;    // [kChunk], cumulative
+  float* beta;     // [kChunk], of the rows at hand
+
+  __device__ Areas(float* base, int64_t key_dim) {
+    state = base;
+    keys = state + key_dim * kColumns;
+    queries = keys + kChunk * (key_dim + 4);
+    deltas = queries + kChunk * (key_dim + 4);
+    values = deltas + kChunk * kColumns;
+    kept = values + kChunk * kColumns;
+    read = kept + kChunk * kColumns;
+    kk = read + kChunk * kColumns;
+    qk = kk + kChunk * kChunk;
+    decay = qk + kChunk * kChunk;
+    beta = decay + kChunk;
+  }
+};
+
+size_t area_bytes(int64_t key_dim) {
+  return sizeof(float) * static_cast<size_t>(key_dim * kColumns + 2 * kChunk * (key_dim + 4) + 4 * kChunk * kColumns +
+                                             2 * kChunk * kChunk + 2 * kChunk);
+}
+
+__device__ float4 four(const float* x) { return *reinterpret_cast<const float4*>(x); }
+
+// x . k and y . k of rows of key_dim elements by four neighbouring threads: of
+// the sixteen sums, each has four.
+__device__ float2 dot_two(const float* x, const float* y, const float* k, int64_t dim) {
+  const int member = threadIdx.x % 4;
+  float a[4] = {}, b[4] = {};
+  for (int64_t i = 4 * member; i < dim; i += 16) {
+    const float4 key = four(k + i), one = four(x + i), two = four(y + i);
+    a[0] = fmaf(one.x, key.x, a[0]);
+    a[1] = fmaf(one.y, key.y, a[1]);
+    a[2] = fmaf(one.z, key.z, a[2]);
+    a[3] = fmaf(one.w, key.w, a[3]);
+    b[0] = fmaf(two.x, key.x, b[0]);
+    b[1] = fmaf(two.y, key.y, b[1]);
+    b[2] = fmaf(two.z, key.z, b[2]);
+    b[3] = fmaf(two.w, key.w, b[3]);
+  }
+  for (int distance = 2; distance > 0; distance /= 2) {
 #pragma unroll
-  for (int t = 0; t < N; ++t) kept[t] = read[t] = 0.0f;
+    for (int x4 = 0; x4 < 4; ++x4) {
+      a[x4] += __shfl_xor_sync(0xffffffffu, a[x4], distance);
+      b[x4] += __shfl_xor_sync(0xffffffffu, b[x4], distance);
+    }
+  }
+  return make_float2((a[0] + a[2]) + (a[1] + a[3]), (b[0] + b[2]) + (b[1] + b[3]));
+}
+
+// S^T k and S^T q of one row: half of the threads each, one column a thread.
+__device__ void read_state_once(const Areas& s, int64_t key_dim, int begin) {
+  const int column = threadIdx.x % kColumns;
+  const bool second = threadIdx.x >= kColumns;
+  const float* x = second ? s.queries : s.keys + begin * (key_dim + 4);
+  float sum = 0.0f;
 #pragma unroll 4
-  for (int64_t i = 0; i < a.key_dim; ++i) {
-    const float value = s[i * a.value_dim];
+  for (int64_t i = 0; i < key_dim; i += 4) {
+    const float4 row = four(x + i);
+    const float* state = s.state + i * kColumns + column;
+    sum = fmaf(state[0], row.x, sum);
+    sum = fmaf(state[kColumns], row.y, sum);
+    sum = fmaf(state[2 * kColumns], row.z, sum);
+    sum = fmaf(state[3 * kColumns], row.w, sum);
+  }
+  (second ? s.read : s.kept)[column] = sum;
+}
+
+// The same of `count` rows: four of them and two columns a thread.
+__device__ void read_state(const Areas& s, int64_t key_dim, int begin, int count) {
+  const int column = 2 * (threadIdx.x % 32), first = 4 * (threadIdx.x / 32);
+  if (first >= count) return;
+  const float *keys[4], *queries[4];
 #pragma unroll
-    for (int t = 0; t < N; ++t) {
-      if (t >= count) break;
-      kept[t] = fmaf(value, keys[(begin + t) * a.key_dim + i], kept[t]);
-      read[t] = fmaf(value, queries[t * a.key_dim + i], read[t]);
+  for (int t = 0; t < 4; ++t) {
+    keys[t] = s.keys + min(begin + first + t, kChunk - 1) * (key_dim + 4);
+    queries[t] = s.queries + (first + t) * (key_dim + 4);
+  }
+  float2 kept[4], read[4];
+#pragma unroll
+  for (int t = 0; t < 4; ++t) kept[t] = read[t] = make_float2(0.0f, 0.0f);
+#pragma unroll 1
+  for (int64_t i = 0; i < key_dim; i += 4) {
+    float2 state[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) state[j] = *reinterpret_cast<const float2*>(s.state + (i + j) * kColumns + column);
+#pragma unroll
+    for (int t = 0; t < 4; ++t) {
+      const float4 k = four(keys[t] + i), q = four(queries[t] + i);
+      const float key[4] = {k.x, k.y, k.z, k.w}, query[4] = {q.x, q.y, q.z, q.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        kept[t].x = fmaf(state[j].x, key[j], kept[t].x);
+        kept[t].y = fmaf(state[j].y, key[j], kept[t].y);
+        read[t].x = fmaf(state[j].x, query[j], read[t].x);
+        read[t].y = fmaf(state[j].y, query[j], read[t].y);
+      }
     }
   }
 #pragma unroll
-  for (int t = 0; t < N; ++t) {
-    if (t >= count) break;
-    const int i = begin + t;
-    const float now = exp_as_host(decay[i]);
-    float pending = 0.0f;
-#pragma unroll
-    for (int j = 0; j < kChunk; ++j) {
-      if (j < i) pending = fmaf(exp_as_host(decay[i] - decay[j]) * kk[t * kChunk + j], d[j], pending);
-    }
-    const float delta = beta[t] * (fmaf(-now, kept[t], v[t * v_stride]) - pending);
-    float sum = 0.0f;
-#pragma unroll
-    for (int j = 0; j < kChunk; ++j) {
-      if (j == i) d[j] = delta;
-      if (j <= i) sum = fmaf(exp_as_host(decay[i] - decay[j]) * qk[t * kChunk + j], d[j], sum);
-    }
-    y[t * y_stride] = fmaf(now, read[t], sum);
+  for (int t = 0; t < 4; ++t) {
+    *reinterpret_cast<float2*>(s.kept + (first + t) * kColumns + column) = kept[t];
+    *reinterpret_cast<float2*>(s.read + (first + t) * kColumns + column) = read[t];
   }
 }
 
-// One value head of one span a block of value_dim threads. Keys of the pending rows are read only: store_keys_kernel writes the new
-// ones when every head that shares them has ended.
-__global__ void gated_delta_kernel(GatedDeltaArgs a, const Span* spans, float query_scale) {
-  float* shared = dynamic_shared<float>();
-  const int64_t head = blockIdx.x;
+// S <- exp(G) S + sum_j exp(G - G_j) k_j delta_j^T of the last row's G. The
+// keys are scaled on the way.
+__device__ void fold_chunk(const Areas& s, int64_t key_dim) {
+  const float last = s.decay[kChunk - 1];
+  for (int i = threadIdx.x; i < kChunk * key_dim; i += kThreads) {
+    const int j = static_cast<int>(i / key_dim);
+    s.keys[j * (key_dim + 4) + i % key_dim] *= exp_as_host(last - s.decay[j]);
+  }
+  __syncthreads();
+  const float now = exp_as_host(last);
+  const int column = 2 * (threadIdx.x % 32);
+  float2 delta[kChunk];
+#pragma unroll
+  for (int j = 0; j < kChunk; ++j) delta[j] = *reinterpret_cast<const float2*>(s.deltas + j * kColumns + column);
+  for (int64_t i = 4 * (threadIdx.x / 32); i < key_dim; i += 16) {
+    float2 sum[4];
+#pragma unroll
+    for (int x = 0; x < 4; ++x) {
+      const float2 old = *reinterpret_cast<const float2*>(s.state + (i + x) * kColumns + column);
+      sum[x] = make_float2(now * old.x, now * old.y);
+    }
+#pragma unroll
+    for (int j = 0; j < kChunk; ++j) {
+      const float4 key = four(s.keys + j * (key_dim + 4) + i);
+      const float each[4] = {key.x, key.y, key.z, key.w};
+#pragma unroll
+      for (int x = 0; x < 4; ++x) {
+        sum[x].x = fmaf(each[x], delta[j].x, sum[x].x);
+        sum[x].y = fmaf(each[x], delta[j].y, sum[x].y);
+      }
+    }
+#pragma unroll
+    for (int x = 0; x < 4; ++x) *reinterpret_cast<float2*>(s.state + (i + x) * kColumns + column) = sum[x];
+  }
+}
+
+// kColumns columns of one value head of one span. What several blocks read of
+// the pending rows (keys, decays) is not written here but by
+// store_pending_kernel, when all have ended.
+__global__ void __launch_bounds__(kThreads) gated_delta_kernel(GatedDeltaArgs a, const Span* spans, float query_scale) {
   const Span span = spans[blockIdx.y];
   if (span.tokens == 0) return;
+  const Areas s(dynamic_shared<float>(), a.key_dim);
+  const int64_t slabs = (a.value_dim + kColumns - 1) / kColumns;
+  const int64_t head = blockIdx.x / slabs, first_column = blockIdx.x % slabs * kColumns;
+  const int columns = static_cast<int>(min(static_cast<int64_t>(kColumns), a.value_dim - first_column));
   const int64_t key_head = head * a.key_heads / a.value_heads;
   const int64_t key_size = a.key_heads * a.key_dim, value_size = a.value_heads * a.value_dim;
   const int64_t row_size = 2 * key_size + value_size;
-  float* keys = shared;                        // [kChunk][key_dim]
-  float* queries = keys + kChunk * a.key_dim;  // [kChunk][key_dim], of the rows at hand
-  float* kk = queries + kChunk * a.key_dim;    // [kChunk][kChunk]
-  float* qk = kk + kChunk * kChunk;
-  float* decay = qk + kChunk * kChunk;  // [kChunk], cumulative
-  float* beta = decay + kChunk;         // of the rows at hand
-  const int column = threadIdx.x, warp = threadIdx.x / 32, warps = (blockDim.x + 31) / 32;
-  float* s = a.state.s + (span.slot * a.value_heads + head) * a.key_dim * a.value_dim + column;
-  float* deltas = a.state.delta + span.slot * kChunk * value_size + head * a.value_dim + column;
-  float* decays = a.state.decay + span.slot * kChunk * a.value_heads + head;
+  const int64_t stride = a.key_dim + 4;
+  const int64_t own = head * a.value_dim + first_column;
+  float* state = a.state.s + (span.slot * a.value_heads + head) * a.key_dim * a.value_dim + first_column;
+  float* deltas = a.state.delta + span.slot * kChunk * value_size + own;
+  const float* decays = a.state.decay + span.slot * kChunk * a.value_heads + head;
   const float* old_keys = a.state.k + span.slot * kChunk * key_size + key_head * a.key_dim;
-  const bool owner = column < a.value_dim;
-  if (span.position == 0 && owner) {
-    for (int64_t i = 0; i < a.key_dim; ++i) s[i * a.value_dim] = 0.0f;
+
+  // All of the state is on its way before anything waits for it.
+  const int fours = columns / 4;
+  for (int i = threadIdx.x; i < a.key_dim * fours; i += kThreads) {
+    const int row = i / fours, column = i % fours * 4;
+    float* to = s.state + row * kColumns + column;
+    if (span.position > 0)
+      copy_async(to, state + row * a.value_dim + column);
+    else
+      *reinterpret_cast<float4*>(to) = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   }
-  float d[kChunk];
   int begin = static_cast<int>(span.position % kChunk);
-#pragma unroll
-  for (int j = 0; j < kChunk; ++j) d[j] = j < begin && owner ? deltas[j * value_size] : 0.0f;
-  for (int64_t i = threadIdx.x; i < begin * a.key_dim; i += blockDim.x)
-    keys[i] = old_keys[i / a.key_dim * key_size + i % a.key_dim];
-  for (int j = threadIdx.x; j < begin; j += blockDim.x) decay[j] = decays[j * a.value_heads];
+  for (int i = threadIdx.x; i < begin * columns; i += kThreads)
+    s.deltas[i / columns * kColumns + i % columns] = deltas[i / columns * value_size + i % columns];
+  for (int i = threadIdx.x; i < begin * a.key_dim; i += kThreads)
+    s.keys[i / a.key_dim * stride + i % a.key_dim] = old_keys[i / a.key_dim * key_size + i % a.key_dim];
+  for (int j = threadIdx.x; j < begin; j += kThreads) s.decay[j] = decays[j * a.value_heads];
+
+  bool folded = span.position == 0;
+  int last_begin = begin;
   for (int64_t first = 0; first < span.tokens;) {
     const int count = static_cast<int>(min(static_cast<int64_t>(kChunk - begin), span.tokens - first));
     const float* qkv = a.qkv + (span.row + first) * row_size;
+    last_begin = begin;
     __syncthreads();
-    for (int t = warp; t < count; t += warps) {
-      l2_normalise(queries + t * a.key_dim, qkv + t * row_size + key_head * a.key_dim, a.key_dim, query_scale);
-      l2_normalise(keys + (begin + t) * a.key_dim, qkv + t * row_size + key_size + key_head * a.key_dim, a.key_dim, 1.0f);
+    for (int i = threadIdx.x; i < count * fours; i += kThreads) {
+      const int t = i / fours, column = i % fours * 4;
+      copy_async(s.values + t * kColumns + column, qkv + t * row_size + 2 * key_size + own + column);
     }
+    // A vector a half warp: the queries, then the keys.
+    for (int i = threadIdx.x / 16; i < 2 * count; i += kThreads / 16) {
+      const bool query = i < count;
+      const int t = query ? i : i - count;
+      l2_normalise(query ? s.queries + t * stride : s.keys + (begin + t) * stride,
+                   qkv + t * row_size + key_head * a.key_dim + (query ? 0 : key_size), a.key_dim, query ? query_scale : 1.0f);
+    }
+    if (static_cast<int>(threadIdx.x) < count) {
+      const int64_t row = span.row + first + threadIdx.x;
+      s.decay[begin + threadIdx.x] = log_decay(a, row, head);
+      s.beta[threadIdx.x] = 1.0f / (1.0f + exp_as_host(-a.b[row * a.value_heads + head]));
+    }
+    __syncthreads();
     if (threadIdx.x == 0) {
-      for (int t = 0; t < count; ++t) {
-        const int64_t gate = (span.row + first + t) * a.value_heads + head;
-        const float g = -exp_as_host(a.a_log[head]) * softplus(a.a[gate] + a.dt_bias[head]);
-        decay[begin + t] = (begin + t > 0 ? decay[begin + t - 1] : 0.0f) + g;
-        beta[t] = 1.0f / (1.0f + exp_as_host(-a.b[gate]));
-      }
+      for (int i = begin; i < begin + count; ++i) s.decay[i] = (i > 0 ? s.decay[i - 1] : 0.0f) + s.decay[i];
     }
     __syncthreads();
-    for (int pair = warp; pair < count * kChunk; pair += warps) {
-      const int t = pair / kChunk, j = pair % kChunk;
-      if (j > begin + t) continue;
-      const float same = dot_lanes(keys + (begin + t) * a.key_dim, keys + j * a.key_dim, a.key_dim);
-      const float across = dot_lanes(queries + t * a.key_dim, keys + j * a.key_dim, a.key_dim);
-      if (threadIdx.x % 32 == 0) {
-        kk[t * kChunk + j] = same;
-        qk[t * kChunk + j] = across;
-      }
+    for (int pair = threadIdx.x / 4; pair < count * kChunk; pair += kThreads / 4) {
+      const int t = pair / kChunk, i = begin + t, j = pair % kChunk;
+      // A warp has eight j of one row: it leaves out what no lane needs.
+      if (j / 8 * 8 > i) continue;
+      const float2 dots = dot_two(s.keys + i * stride, s.queries + t * stride, s.keys + min(j, i) * stride, a.key_dim);
+      if (threadIdx.x % 4 != 0 || j > i) continue;
+      const float since = exp_as_host(s.decay[i] - s.decay[j]);
+      s.kk[t * kChunk + j] = since * dots.x;
+      s.qk[t * kChunk + j] = since * dots.y;
     }
+    wait_copies();
     __syncthreads();
-    const int end = begin + count;
-    if (owner) {
-      const float* v = qkv + 2 * key_size + head * a.value_dim + column;
-      float* y = a.y + (span.row + first) * value_size + head * a.value_dim + column;
-      if (count == 1) {
-        chunk_rows<1>(a, keys, queries, kk, qk, decay, beta, s, v, row_size, y, value_size, begin, count, d);
-      } else {
-        chunk_rows<kChunk>(a, keys, queries, kk, qk, decay, beta, s, v, row_size, y, value_size, begin, count, d);
+    if (count == 1)
+      read_state_once(s, a.key_dim, begin);
+    else
+      read_state(s, a.key_dim, begin, count);
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < columns) {
+      float d[kChunk];
+#pragma unroll
+      for (int j = 0; j < kChunk; ++j) {
+        if (j < begin) d[j] = s.deltas[j * kColumns + threadIdx.x];
       }
-      if (end == kChunk) {
-        const float now = exp_as_host(decay[kChunk - 1]);
-        float factor[kChunk];
 #pragma unroll
-        for (int j = 0; j < kChunk; ++j) factor[j] = exp_as_host(decay[kChunk - 1] - decay[j]);
-#pragma unroll 2
-        for (int64_t i = 0; i < a.key_dim; ++i) {
-          float sum = now * s[i * a.value_dim];
+      for (int i = 0; i < kChunk; ++i) {
+        const int t = i - begin;
+        if (t < 0 || t >= count) continue;
+        float pending = 0.0f;
 #pragma unroll
-          for (int j = 0; j < kChunk; ++j) sum = fmaf(factor[j] * keys[j * a.key_dim + i], d[j], sum);
-          s[i * a.value_dim] = sum;
+        for (int j = 0; j < kChunk; ++j) {
+          if (j < i) pending = fmaf(s.kk[t * kChunk + j], d[j], pending);
         }
+        const float now = exp_as_host(s.decay[i]);
+        d[i] = s.beta[t] * (fmaf(-now, s.kept[t * kColumns + threadIdx.x], s.values[t * kColumns + threadIdx.x]) - pending);
+        s.deltas[i * kColumns + threadIdx.x] = d[i];
       }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < count * kColumns; i += kThreads) {
+      const int t = i / kColumns, column = i % kColumns, row = begin + t;
+      if (column >= columns) continue;
+      float sum = 0.0f;
+      for (int j = 0; j <= row; ++j) sum = fmaf(s.qk[t * kChunk + j], s.deltas[j * kColumns + column], sum);
+      a.y[(span.row + first + t) * value_size + own + column] = fmaf(exp_as_host(s.decay[row]), s.read[i], sum);
+    }
+    if (begin + count == kChunk) {
+      fold_chunk(s, a.key_dim);
+      folded = true;
     }
     first += count;
-    begin = end % kChunk;
+    begin = (begin + count) % kChunk;
   }
-  // Rows of the last chunk stay pending; after a full one they are stored too, and never read.
   __syncthreads();
-  const int rows = begin == 0 ? kChunk : begin;
-#pragma unroll
-  for (int j = 0; j < kChunk; ++j) {
-    if (j < rows && owner) deltas[j * value_size] = d[j];
+  if (folded) {
+    for (int i = threadIdx.x; i < a.key_dim * fours; i += kThreads) {
+      const int row = i / fours, column = i % fours * 4;
+      *reinterpret_cast<float4*>(state + row * a.value_dim + column) = four(s.state + row * kColumns + column);
+    }
   }
-  for (int j = threadIdx.x; j < rows; j += blockDim.x) decays[j * a.value_heads] = decay[j];
+  // Rows of the last chunk stay pending. Of a full one they are never read.
+  for (int i = last_begin * columns + threadIdx.x; i < begin * columns; i += kThreads)
+    deltas[i / columns * value_size + i % columns] = s.deltas[i / columns * kColumns + i % columns];
 }
 
-// The normalised keys of the tokens of each span's last chunk; one warp a row and key head.
-__global__ void store_keys_kernel(GatedDeltaArgs a, const Span* spans) {
+// Of the tokens of each span's last chunk, the normalised keys, one warp a row
+// and key head; in the last block of a span, the cumulative decays, one thread
+// a value head.
+__global__ void store_pending_kernel(GatedDeltaArgs a, const Span* spans) {
   const Span span = spans[blockIdx.y];
   if (span.tokens == 0) return;
   const int64_t key_size = a.key_heads * a.key_dim;
   const int64_t row_size = 2 * key_size + a.value_heads * a.value_dim;
-  const int64_t last = span.position + span.tokens - 1;
-  const int64_t row = threadIdx.x / 32;
-  const int64_t position = last / kChunk * kChunk + row;
+  const int64_t last = span.position + span.tokens - 1, chunk = last / kChunk * kChunk;
+  if (blockIdx.x == a.key_heads) {
+    float* decays = a.state.decay + span.slot * kChunk * a.value_heads;
+    for (int64_t head = threadIdx.x; head < a.value_heads; head += blockDim.x) {
+      const int64_t from = max(chunk, span.position);
+      float decay = from > chunk ? decays[(from - chunk - 1) * a.value_heads + head] : 0.0f;
+      for (int64_t position = from; position <= last; ++position) {
+        decay += log_decay(a, span.row + position - span.position, head);
+        decays[(position - chunk) * a.value_heads + head] = decay;
+      }
+    }
+    return;
+  }
+  const int64_t row = threadIdx.x / 32, position = chunk + row;
   if (position < span.position || position > last) return;
   const int64_t head = blockIdx.x;
   l2_normalise(a.state.k + (span.slot * kChunk + row) * key_size + head * a.key_dim,
@@ -204,14 +374,15 @@ void launch_causal_conv(const CausalConvArgs& args, const Span* device_spans, cu
 }
 
 void launch_gated_delta(const GatedDeltaArgs& args, const Span* device_spans, cudaStream_t stream) {
-  const size_t shared = sizeof(float) * static_cast<size_t>(2 * kChunk * args.key_dim + 2 * kChunk * kChunk + 2 * kChunk);
-  const unsigned threads = static_cast<unsigned>((args.value_dim + 31) / 32 * 32);
-  require(shared <= 48 * 1024 && threads <= 1024, "gated_delta: heads beyond what a block of threads holds");
-  const dim3 grid(static_cast<unsigned>(args.value_heads), static_cast<unsigned>(args.spans.count));
-  launch("gated_delta", gated_delta_kernel, grid, threads, shared, stream, args, device_spans,
+  const size_t shared = area_bytes(args.key_dim);
+  check(cudaFuncSetAttribute(gated_delta_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+        "shared memory of the gated delta rule");
+  const unsigned slabs = blocks_for(args.value_dim, kColumns);
+  const dim3 grid(static_cast<unsigned>(args.value_heads) * slabs, static_cast<unsigned>(args.spans.count));
+  launch("gated_delta", gated_delta_kernel, grid, kThreads, shared, stream, args, device_spans,
          static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.key_dim))));
-  const dim3 key_grid(static_cast<unsigned>(args.key_heads), static_cast<unsigned>(args.spans.count));
-  launch("store_keys", store_keys_kernel, key_grid, 32 * kChunk, 0, stream, args, device_spans);
+  const dim3 pending_grid(static_cast<unsigned>(args.key_heads) + 1, static_cast<unsigned>(args.spans.count));
+  launch("store_pending", store_pending_kernel, pending_grid, 32 * kChunk, 0, stream, args, device_spans);
 }
 
 }  // namespace pq::cuda

@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include "kernels/cuda/device.h"
+#include "kernels/device_memory.h"
 
 namespace pq::cuda {
 
@@ -46,7 +47,13 @@ inline int64_t position_bucket(const Spans& spans) {
 void launch_causal_conv(const CausalConvArgs& args, const Span* device_spans, cudaStream_t stream);
 void launch_gated_delta(const GatedDeltaArgs& args, const Span* device_spans, cudaStream_t stream);
 void launch_attention_input(const AttentionInputArgs& args, const Span* device_spans, int64_t tokens, cudaStream_t stream);
-void launch_attention(const AttentionArgs& args, const Span* device_spans, int64_t tokens, cudaStream_t stream);
+// Tokens of one position each, none of them beyond `positions`, on which alone the grid depends. scratch: attention_row_floats(...)
+// (kernels/device_memory.h).
+void launch_attention_rows(const AttentionArgs& args, const Span* device_rows, int64_t rows, int64_t positions, float* scratch,
+                           cudaStream_t stream);
+// Tiles of at most attention_tile_tokens consecutive tokens of a sequence.
+int64_t attention_tile_tokens(const AttentionArgs& args);  // 0: none
+void launch_attention_tiles(const AttentionArgs& args, const Span* device_tiles, int64_t tiles, cudaStream_t stream);
 // What the runtime says of the code of this build for the current device: cudaSuccess, or cudaErrorNoKernelImageForDevice.
 cudaError_t kernel_image_error();
 void launch_decode(const DecodeArgs& args, const DeviceCodebook& book, cudaStream_t stream);

@@ -22,6 +22,16 @@ __device__ inline void multiply_tile(int c[4], const uint32_t a[4], uint32_t b0,
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// 16 bytes of global memory to shared memory, both aligned to 16, behind the thread's back; wait_copies waits for all of them that
+// this thread began.
+__device__ inline void copy_async(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+               :
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from)
+               : "memory");
+}
+__device__ inline void wait_copies() { asm volatile("cp.async.wait_all;" : : : "memory"); }
+
 // Memory that other devices or the host read and write meanwhile: whole packets and words, unordered among each other.
 __device__ inline void store_packet(uint64_t* address, uint64_t packet) {
   asm volatile("st.relaxed.sys.global.u64 [%0], %1;" : : "l"(address), "l"(packet) : "memory");

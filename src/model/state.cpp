@@ -64,8 +64,11 @@ int64_t mlp_scratch_floats(const LocalShape& s) { return s.intermediate; }
 int64_t device_workspace_bytes(const ModelConfig& config, const RuntimeOptions& options, int ranks) {
   const LocalShape s = local_shape(config, ranks);
   const int64_t units = model_units(config) / ranks;
-  const int64_t floats = options.batch * std::max(units > 1 ? units * config.hidden : 0, s.intermediate);
-  return kDeviceStagingBytes + 4 * floats;
+  const int64_t products = options.batch * std::max(units > 1 ? units * config.hidden : 0, s.intermediate);
+  // A shorter context may hold more tokens at once, but no more floats than either of these.
+  const int64_t part = attention_part_floats(s.heads, config.head_dim, options.context);
+  const int64_t attention = std::max(part, std::min(kAttentionPartFloats, options.batch * part));
+  return kDeviceStagingBytes + 4 * std::max(products, attention);
 }
 
 WorkspaceSize workspace_size(const ModelConfig& config, const RuntimeOptions& options, int ranks) {

@@ -2,6 +2,7 @@
 #include <array>
 #include <numeric>
 
+#include "kernels/device_memory.h"
 #include "kernels/kv_row.h"
 #include "tests/kernels/every_backend.h"
 
@@ -15,8 +16,9 @@ struct Geometry {
   int64_t rotary_dim;
 };
 
-const std::array<Geometry, 6> kGeometries = {Geometry{1, 1, 16, 4},  Geometry{2, 2, 32, 8},   Geometry{4, 2, 48, 12},
-                                             Geometry{6, 2, 64, 16}, Geometry{6, 1, 256, 64}, Geometry{8, 2, 128, 128}};
+const std::array<Geometry, 7> kGeometries = {Geometry{1, 1, 16, 4},   Geometry{12, 1, 32, 8}, Geometry{2, 2, 32, 8},
+                                             Geometry{4, 2, 48, 12},  Geometry{6, 2, 64, 16}, Geometry{6, 1, 256, 64},
+                                             Geometry{8, 2, 128, 128}};
 
 struct Sequence {
   Geometry g;
@@ -161,8 +163,7 @@ TEST_P(AttentionTest, InputAgreesWithTheReference) {
 }
 
 // All backends read the cache and the queries that the reference wrote.
-// generic: null when its bits are not asked for.
-void expect_attention_of_the_reference(Backend& backend, Backend* generic, Backend& reference, const Geometry& g, KvType type,
+void expect_attention_of_the_reference(Backend& backend, Backend& generic, Backend& reference, const Geometry& g, KvType type,
                                        int64_t tokens) {
   const Sequence s(g, tokens, 11);
   Cache cache(g, type, tokens, 1);
@@ -180,9 +181,7 @@ void expect_attention_of_the_reference(Backend& backend, Backend* generic, Backe
     return y.values();
   };
   const std::vector<float> y = attend(backend);
-  if (generic != nullptr) {
-    EXPECT_TRUE(same_bits(y, attend(*generic)));
-  }
+  EXPECT_TRUE(same_bits(y, attend(generic)));
   const std::vector<float> keys = cache.keys(), values = cache.values();
   std::vector<double> bound;
   for (int64_t t = 0; t < tokens; ++t) {
@@ -215,14 +214,14 @@ void expect_attention_of_the_reference(Backend& backend, Backend* generic, Backe
 TEST_P(AttentionTest, AttentionAgreesWithTheReference) {
   for (KvType type : {KvType::f32, KvType::f16, KvType::q8}) {
     for (const Geometry& g : kGeometries) {
-      if (fits(g, type)) expect_attention_of_the_reference(*backend_, host() ? generic_.get() : nullptr, *reference_, g, type, 37);
+      if (fits(g, type)) expect_attention_of_the_reference(*backend_, *generic_, *reference_, g, type, 37);
     }
     // Emulated threads are slow.
     if (!host() && type != KvType::f16) continue;
     // Every key block boundary that counts: three blocks, the last one short.
     for (const Geometry& g : {Geometry{4, 2, 48, 12}, Geometry{7, 1, 64, 16}, Geometry{8, 1, 16, 4}}) {
       if (!fits(g, type)) continue;
-      expect_attention_of_the_reference(*backend_, host() ? generic_.get() : nullptr, *reference_, g, type, 2 * kKeyBlock + 21);
+      expect_attention_of_the_reference(*backend_, *generic_, *reference_, g, type, 2 * kKeyBlock + 21);
     }
   }
 }
@@ -315,6 +314,45 @@ TEST_P(AttentionTest, SequencesOfABatchDoNotMeet) {
                        .spans = {spans.data(), 2}});
   EXPECT_TRUE(same_bits(q, joined(expected_b.q, expected_a.q)));
   EXPECT_TRUE(same_bits(y, joined(expected_b.y, expected_a.y)));
+}
+
+// A value that is no number reaches the tokens that see it and no others, whatever shares their tile.
+TEST_P(AttentionTest, LaterTokensDoNotReachEarlierOnes) {
+  const Geometry g{4, 2, 48, 12};
+  Sequence s(g, 21, 19);
+  Cache cache(g, KvType::f32, 24, 1), other(g, KvType::f32, 24, 1);
+  const std::vector<float> expected = run(*backend_, s, &cache, {21}).y;
+  std::fill(s.v.begin() + 14 * g.kv_heads * g.head_dim, s.v.end(), INFINITY);
+  const std::vector<float> y = run(*backend_, s, &other, {21}).y;
+  const auto seen = 14 * g.heads * g.head_dim;
+  EXPECT_TRUE(same_bits({y.begin(), y.begin() + seen}, {expected.begin(), expected.begin() + seen}));
+  EXPECT_FALSE(std::isfinite(y.back()));
+}
+
+// More tokens than a device's scratch holds the parts of.
+TEST_P(AttentionTest, ManySequencesOfOneToken) {
+  const Geometry g{16, 1, 512, 16};
+  constexpr int64_t kSequences = 520;
+  ASSERT_LT(attention_rows_at_once(g.heads, g.head_dim, 1), kSequences);
+  const Sequence s(g, kSequences, 20);
+  Cache cache(g, KvType::q8, 1, kSequences);
+  std::vector<Span> spans;
+  for (int64_t i = 0; i < kSequences; ++i) spans.push_back({.row = i, .tokens = 1, .position = 0, .slot = kSequences - 1 - i});
+  const std::vector<float> q = normals(kSequences * g.heads * g.head_dim, 21);
+  Random random(22);
+  for (size_t i = 0; i < cache.v.size(); ++i) cache.k[i] = cache.v[i] = static_cast<uint16_t>(0x2c00 + random.below(256));
+  const auto attend = [&](Backend& by) {
+    Guarded<float> y(kSequences * g.heads * g.head_dim);
+    by.attention({.y = y.data(),
+                  .q = q.data(),
+                  .q_gate = s.q_gate.data(),
+                  .heads = g.heads,
+                  .cache = cache.view,
+                  .spans = {spans.data(), kSequences}});
+    EXPECT_TRUE(y.intact());
+    return y.values();
+  };
+  EXPECT_TRUE(same_bits(attend(*backend_), attend(*generic_)));
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, AttentionTest, ::testing::ValuesIn(every_backend()), backend_test_name);

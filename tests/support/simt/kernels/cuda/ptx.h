@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <vector>
+
 namespace pq::cuda {
 
 template <typename T>
@@ -30,6 +32,21 @@ inline void multiply_tile(int c[4], const uint32_t a[4], uint32_t b0, uint32_t b
     }
     c[i] = static_cast<int>(sum);
   }
+}
+
+// Copies arrive when their thread waits for them, no earlier.
+struct PendingCopy {
+  void* to;
+  const void* from;
+};
+inline std::vector<PendingCopy>& pending_copies() {
+  static thread_local std::vector<PendingCopy> all[1024];
+  return all[(threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x];
+}
+inline void copy_async(void* to, const void* from) { pending_copies().push_back({to, from}); }
+inline void wait_copies() {
+  for (const PendingCopy& copy : pending_copies()) std::memcpy(copy.to, copy.from, 16);
+  pending_copies().clear();
 }
 
 inline void store_packet(uint64_t* address, uint64_t packet) {
