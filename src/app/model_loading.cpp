@@ -21,8 +21,11 @@
 namespace pq {
 namespace {
 
-// How long a step waits for the values of another rank.
-constexpr double kSumLimitSeconds = 60;
+// How long a step waits for the values of another rank: as long as the watchdog does.
+double sum_limit_seconds(const JobOptions& options) {
+  constexpr double kForEver = 1e9;
+  return options.watchdog_seconds > 0 ? options.watchdog_seconds : kForEver;
+}
 
 void check_memory(const Model& model, const ModelFlags& flags, int64_t limit) {
   if (limit == 0 || model.plan.total() <= limit) return;
@@ -140,7 +143,7 @@ void open_sums(Session& session, const BackendFlags& flags, Model* model) {
   if (choice.method == "mpi") return;
   std::exception_ptr failure;
   try {
-    model->sum = make(choice.method, kSumLimitSeconds);
+    model->sum = make(choice.method, sum_limit_seconds(session.options()));
   } catch (...) {
     failure = std::current_exception();
   }

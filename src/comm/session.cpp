@@ -150,6 +150,7 @@ struct Session::Impl {
   std::unique_ptr<Communicator> comm;
   CheckedCommunicator* checked = nullptr;  // comm, when checked
   std::unique_ptr<Watchdog> watchdog;
+  JobOptions options;
 
   void start_mpi(int* argc, char*** argv) {
     if (on_one_node()) set_one_node_defaults();
@@ -210,7 +211,7 @@ Session::Session(std::string program, int* argc, char*** argv) : impl_(std::make
   }
   set_log_identity(impl_->program, impl_->rank, impl_->ranks);
   install_signal_handlers();
-  impl_->watchdog = std::make_unique<Watchdog>(JobOptions{}.watchdog_seconds, impl_->board_of_all,
+  impl_->watchdog = std::make_unique<Watchdog>(impl_->options.watchdog_seconds, impl_->board_of_all,
                                                [owns_mpi = impl_->owns_mpi](int code) { end_job(code, owns_mpi); });
   arm_fault(impl_->rank);
   enter_phase(Phase::start);
@@ -235,7 +236,10 @@ int Session::local_ranks() const { return impl_->local_ranks; }
 const std::vector<int>& Session::cpus() const { return impl_->cpus; }
 Communicator& Session::comm() { return *impl_->comm; }
 
+const JobOptions& Session::options() const { return impl_->options; }
+
 void Session::configure(const JobOptions& options) {
+  impl_->options = options;
   impl_->watchdog->set_limit(options.watchdog_seconds);
   if (!options.check_collectives || impl_->checked != nullptr) return;
   auto checked = std::make_unique<CheckedCommunicator>(std::move(impl_->comm));

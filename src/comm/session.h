@@ -43,6 +43,7 @@ class Session {
 
   // Collective: every rank has the same options.
   void configure(const JobOptions& options);
+  const JobOptions& options() const;
 
   // Runs `work` on every rank, then all ranks learn whether any threw: all throw the error of the lowest failing rank (its message
   // prefixed with "rank R: " when R is not this rank), or none does. A symmetric point: every rank must call it, and `work` does
