@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -131,7 +132,8 @@ struct Prepared {
 // y = x / sqrt(mean(x^2) + eps) * (weight_offset + weight) by rows. x, y [rows, dim]; weight [dim] fp32. weight_offset is 1 for the
 // zero-centred norms of Qwen3.5 and 0 for plain ones. y may be x. Source: spec of Qwen3.5 §2.1.
 // The sum of squares is taken in 16 interleaved lanes (lane l sums elements l, l + 16, ...) folded by halves.
-// prepared, when wanted: of y, as PrepareArgs has it.
+// prepared, when wanted: of y, as PrepareArgs has it. added, when given [rows, dim]: x + added takes the place of x and is left in
+// sum [rows, dim], which may be x or y: a residual stream, and what joins it.
 struct RmsNormArgs {
   float* y;
   const float* x;
@@ -141,6 +143,8 @@ struct RmsNormArgs {
   float eps;
   float weight_offset;
   Prepared prepared = {};
+  const float* added = nullptr;
+  float* sum = nullptr;
 };
 
 // Rotation of every 128-block by the orthonormal Sylvester-Hadamard matrix (dim % 128 == 0), then, in mode int8,
@@ -348,6 +352,24 @@ struct DecodeArgs {
   Matrix matrix;
 };
 
+// Names what a step does: steps of equal keys call the same operations in the same order with the same arguments, but for what the
+// ids and the positions and slots of the spans say.
+struct StepKey {
+  int64_t owner = 0;  // of the pointers, unique in the process; 0: the step has no key
+  int64_t tokens = 0;
+  int64_t first_logits = 0;
+  int64_t logits = 0;
+  bool operator==(const StepKey&) const = default;
+};
+
+// The tokens of a step and the spans they belong to. Host memory; the operations of the step get these very pointers.
+struct StepArgs {
+  const int32_t* ids = nullptr;
+  int64_t tokens = 0;
+  Spans spans;
+  StepKey key;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -362,6 +384,14 @@ class Backend {
   virtual void download(void* host, const void* device, int64_t bytes) = 0;
   virtual void zero(void* device, int64_t bytes) = 0;
   virtual void synchronize() = 0;
+
+  // Runs a step: body calls operations of this backend, and nothing else that has an effect on the device but sums on its stream. A
+  // backend may pass the ids and spans to its device once, and may do again what body did at an earlier step of the same key,
+  // instead of calling it. Returns a line for the log, at most once, where that is impossible contrary to expectation.
+  virtual std::string run_step(const StepArgs&, const std::function<void()>& body) {
+    body();
+    return {};
+  }
 
   virtual void embed(const EmbedArgs& args) = 0;
   virtual void rms_norm(const RmsNormArgs& args) = 0;

@@ -79,6 +79,7 @@ PrepareArgs prepare_of(const AttentionArgs& args) {
 }
 
 void check_norm(const RmsNormArgs& args) {
+  demand((args.added == nullptr) == (args.sum == nullptr), "rms_norm: what is added and the place of the sum go together");
   if (args.prepared.wanted()) check_prepare(prepare_of(args));
 }
 

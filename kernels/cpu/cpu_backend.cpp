@@ -23,8 +23,14 @@ void CpuBackend::rms_norm(const RmsNormArgs& args) {
   const PrepareArgs prepare = prepare_of(args);
   split(args.rows, 4 * args.dim, [&](int64_t first, int64_t last, int) {
     for (int64_t r = first; r < last; ++r) {
+      const float* x = args.x + r * args.dim;
+      if (args.added != nullptr) {
+        float* sum = args.sum + r * args.dim;
+        for (int64_t i = 0; i < args.dim; ++i) sum[i] = x[i] + args.added[r * args.dim + i];
+        x = sum;
+      }
       kernels_.rms({.y = args.y + r * args.dim,
-                    .x = args.x + r * args.dim,
+                    .x = x,
                     .weight = args.weight,
                     .gate = nullptr,
                     .dim = args.dim,

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "kernels/check.h"
 #include "kernels/cuda/cuda_backend.h"
@@ -12,12 +14,24 @@
 namespace pq::cuda {
 namespace {
 
-constexpr int64_t kRingBytes = kDeviceStagingBytes;
+constexpr int64_t kStepBytes = int64_t{1} << 20;
+constexpr int64_t kRingBytes = kDeviceStagingBytes - kStepBytes;
 
 int64_t tokens_of(const Spans& spans) {
   int64_t tokens = 0;
   for (int64_t i = 0; i < spans.count; ++i) tokens += spans.data[i].tokens;
   return tokens;
+}
+
+// Steps whose launches depend on positions by position_bucket alone.
+bool one_token_each(const Spans& spans) {
+  for (int64_t i = 0; i < spans.count; ++i) {
+    if (spans.data[i].tokens != 1) return false;
+    for (int64_t j = 0; j < i; ++j) {
+      if (spans.data[j].slot == spans.data[i].slot) return false;
+    }
+  }
+  return spans.count > 0;
 }
 
 // The spans that hold tokens, cut so that no slot occurs twice in a round: spans of a launch run side by side, and the state that
@@ -68,6 +82,14 @@ AttentionWork attention_work(const AttentionArgs& args) {
   return work;
 }
 
+// each(spans) for every round; spans that are a round as they stand keep their address, by which staged ones are known.
+template <typename Each>
+void for_rounds(const Spans& spans, const Each& each) {
+  const std::vector<std::vector<Span>> rounds = rounds_of(spans);
+  if (rounds.size() == 1 && static_cast<int64_t>(rounds[0].size()) == spans.count) return each(spans);
+  for (const std::vector<Span>& round : rounds) each({round.data(), static_cast<int64_t>(round.size())});
+}
+
 std::string gigabytes(int64_t bytes) {
   const int64_t hundredths = (bytes + 5'000'000) / 10'000'000;
   return std::to_string(hundredths / 100) + "." + (hundredths % 100 < 10 ? "0" : "") + std::to_string(hundredths % 100) + " GB";
@@ -86,6 +108,7 @@ CudaBackend::CudaBackend(int device, int64_t memory_limit) : device_(device), le
   ledger_->limit = memory_limit;
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
   ring_ = allocate(kRingBytes);
+  step_area_ = allocate(kStepBytes);
   check(cudaMallocHost(reinterpret_cast<void**>(&ring_host_), kRingBytes), "cudaMallocHost");
 }
 
@@ -170,26 +193,60 @@ void CudaBackend::synchronize() {
   if (watcher_) watch();
 }
 
-template <typename T>
-const T* CudaBackend::stage(const T* host, int64_t count) {
-  const int64_t bytes = (count * static_cast<int64_t>(sizeof(T)) + 255) / 256 * 256;
+int64_t CudaBackend::ring_place(int64_t bytes) {
+  bytes = (bytes + 255) / 256 * 256;
   require(bytes <= kRingBytes, "a call with more rows than its staging memory holds");
   if (ring_used_ + bytes > kRingBytes) {
     // What earlier calls staged may still be on its way.
     synchronize();
     ring_used_ = 0;
   }
-  char* pinned = ring_host_ + ring_used_;
-  char* device = ring_.as<char>() + ring_used_;
-  ring_used_ += bytes;
-  std::memcpy(pinned, host, static_cast<size_t>(count) * sizeof(T));
-  check(cudaMemcpyAsync(device, pinned, static_cast<size_t>(count) * sizeof(T), cudaMemcpyHostToDevice, stream_), "cudaMemcpy");
-  return reinterpret_cast<const T*>(device);
+  return std::exchange(ring_used_, ring_used_ + bytes);
+}
+
+template <typename T>
+const T* CudaBackend::stage(const T* host, int64_t count) {
+  const size_t bytes = static_cast<size_t>(count) * sizeof(T);
+  if constexpr (std::is_same_v<T, Span>) {
+    if (host == step_.spans.data && count == step_.spans.count) return step_area_.as<Span>();
+  }
+  if constexpr (std::is_same_v<T, int32_t>) {
+    if (host == step_.ids && count == step_.tokens) return reinterpret_cast<const T*>(step_area_.as<Span>() + step_.spans.count);
+  }
+  require(!graphs_.recording(), "data that is not the step's in a step that is recorded");
+  const int64_t place = ring_place(static_cast<int64_t>(bytes));
+  std::memcpy(ring_host_ + place, host, bytes);
+  check(cudaMemcpyAsync(ring_.as<char>() + place, ring_host_ + place, bytes, cudaMemcpyHostToDevice, stream_), "cudaMemcpy");
+  return reinterpret_cast<const T*>(ring_.as<char>() + place);
+}
+
+bool CudaBackend::stage_step(const StepArgs& args) {
+  const size_t spans = static_cast<size_t>(args.spans.count) * sizeof(Span),
+               ids = static_cast<size_t>(args.tokens) * sizeof(int32_t);
+  if (args.spans.count == 0 || static_cast<int64_t>(spans + ids) > kStepBytes) return false;
+  char* pinned = ring_host_ + ring_place(static_cast<int64_t>(spans + ids));
+  std::memcpy(pinned, args.spans.data, spans);
+  if (ids > 0) std::memcpy(pinned + spans, args.ids, ids);
+  check(cudaMemcpyAsync(step_area_.data(), pinned, spans + ids, cudaMemcpyHostToDevice, stream_), "cudaMemcpy");
+  step_ = args;
+  return true;
+}
+
+std::string CudaBackend::run_step(const StepArgs& args, const std::function<void()>& body) {
+  struct Ended {
+    StepArgs& step;
+    ~Ended() { step = {}; }
+  } ended{step_};
+  if (stage_step(args) && args.key.owner != 0 && one_token_each(args.spans))
+    return graphs_.run(args.key, position_bucket(args.spans), body);
+  body();
+  return {};
 }
 
 float* CudaBackend::scratch(int64_t floats) {
   if (scratch_.bytes() < 4 * floats) {
     synchronize();
+    graphs_.forget();
     scratch_ = Buffer();
     scratch_ = allocate(4 * floats);
   }
@@ -277,19 +334,19 @@ void CudaBackend::gated_rms_norm(const GatedRmsNormArgs& args) {
 
 void CudaBackend::causal_conv(const CausalConvArgs& args) {
   CausalConvArgs round = args;
-  for (const std::vector<Span>& spans : rounds_of(args.spans)) {
-    round.spans = {spans.data(), static_cast<int64_t>(spans.size())};
-    launch_causal_conv(round, stage(round.spans.data, round.spans.count), stream_);
-  }
+  for_rounds(args.spans, [&](const Spans& spans) {
+    round.spans = spans;
+    launch_causal_conv(round, stage(spans.data, spans.count), stream_);
+  });
 }
 
 void CudaBackend::gated_delta(const GatedDeltaArgs& args) {
   check_gated_delta(args);
   GatedDeltaArgs round = args;
-  for (const std::vector<Span>& spans : rounds_of(args.spans)) {
-    round.spans = {spans.data(), static_cast<int64_t>(spans.size())};
-    launch_gated_delta(round, stage(round.spans.data, round.spans.count), stream_);
-  }
+  for_rounds(args.spans, [&](const Spans& spans) {
+    round.spans = spans;
+    launch_gated_delta(round, stage(spans.data, spans.count), stream_);
+  });
 }
 
 void CudaBackend::attention_input(const AttentionInputArgs& args) {

@@ -12,6 +12,7 @@
 
 #include "kernels/cuda/launch.h"
 #include "kernels/device_measure.h"
+#include "kernels/cuda/step_graphs.h"
 #include "kernels/device_memory.h"
 
 namespace pq::cuda {
@@ -32,6 +33,8 @@ class CudaBackend : public Backend, public PinnedMemory, public DeviceMeasure {
   void download(void* host, const void* device, int64_t bytes) override;
   void zero(void* device, int64_t bytes) override;
   void synchronize() override;
+  // Steps of one token a span are recorded as CUDA graphs.
+  std::string run_step(const StepArgs& args, const std::function<void()>& body) override;
 
   void embed(const EmbedArgs& args) override;
   void rms_norm(const RmsNormArgs& args) override;
@@ -87,9 +90,13 @@ class CudaBackend : public Backend, public PinnedMemory, public DeviceMeasure {
   // An encoder's launch between its report's memory and what the report says.
   template <typename Args, typename Launch>
   void encode(const char* op, const Args& args, const Launch& launch);
-  // Host data for the kernels of one call, by way of a ring of pinned memory.
+  // Offset of so many bytes of the ring that nothing on its way uses.
+  int64_t ring_place(int64_t bytes);
+  // Host data for the kernels of one call: where the step has put it, or by way of the ring.
   template <typename T>
   const T* stage(const T* host, int64_t count);
+  // False when the step is too large for its place, and its operations stage for themselves.
+  bool stage_step(const StepArgs& args);
   // Scratch of the stream that grows to the largest call and stays.
   float* scratch(int64_t floats);
 
@@ -103,9 +110,14 @@ class CudaBackend : public Backend, public PinnedMemory, public DeviceMeasure {
   std::map<const Codebook*, EncodeTableCopy> encode_tables_;
   Buffer encode_report_;
   Buffer scratch_;
+  // Pinned memory from which ids and spans travel, and where they arrive: in the same place of the ring, or, those of a step, in
+  // step_area_, spans first.
   Buffer ring_;
   char* ring_host_ = nullptr;
   int64_t ring_used_ = 0;
+  Buffer step_area_;
+  StepArgs step_;  // the one that runs, when staged
+  StepGraphs graphs_{stream_};
   std::function<void(double)> watcher_;
   std::vector<cudaEvent_t> marks_;  // made so far, of which the first `marked_` are in use
   size_t marked_ = 0;

@@ -1,67 +1,31 @@
 // Rows of activations: norms, rotation and quantisation of the input of coded matrices, sums, embedding.
 #include "kernels/check.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/rows.h"
 
 namespace pq::cuda {
 namespace {
 
 constexpr int kRowThreads = 256;
-constexpr size_t kRowBytes = 40 << 10;  // of shared memory without asking for more
 
-// One 128-block by one warp, four elements a lane.
-__device__ void prepare_block(const float4 x, int lane, const Prepared& out, int64_t block) {
-  float v[4] = {x.x, x.y, x.z, x.w};
-  hadamard_block(v);
-  for (float& value : v) value *= 0.08838834764831845f;
-  if (out.mode == ActivationMode::f32) {
-    reinterpret_cast<float4*>(out.rotated + block * kBlock)[lane] = make_float4(v[0], v[1], v[2], v[3]);
-    return;
-  }
-  const float largest = warp_max(fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3]))));
-  const float scale = __fdiv_rn(largest, 127.0f);
-  const float divisor = scale == 0.0f ? 1.0f : scale;
-  char4 code;
-  code.x = static_cast<signed char>(__float2int_rn(__fdiv_rn(v[0], divisor)));
-  code.y = static_cast<signed char>(__float2int_rn(__fdiv_rn(v[1], divisor)));
-  code.z = static_cast<signed char>(__float2int_rn(__fdiv_rn(v[2], divisor)));
-  code.w = static_cast<signed char>(__float2int_rn(__fdiv_rn(v[3], divisor)));
-  reinterpret_cast<char4*>(out.codes + block * kBlock)[lane] = code;
-  if (lane == 0) out.scales[block] = scale;
-}
-
-// One row a block of threads. The sum of squares keeps the order of the host: sixteen lanes of one warp walk the row, which the
-// block has put into shared memory where it fits (staged).
+// One row a block of threads, in shared memory where it fits (staged).
 __global__ void __launch_bounds__(kRowThreads) rms_norm_kernel(RmsNormArgs a, bool prepared, bool staged) {
-  __shared__ float shared_root;
   float* row_copy = dynamic_shared<float>();
-  const int64_t row = blockIdx.x;
-  const float* x = a.x + row * a.dim;
-  float* y = a.y + row * a.dim;
-  if (staged) {
+  const int64_t row = blockIdx.x, first = row * a.dim;
+  const float* x = a.x + first;
+  if (a.added != nullptr) {
+    float* sum = a.sum + first;
+    for (int64_t i = threadIdx.x; i < a.dim; i += kRowThreads) {
+      const float value = x[i] + a.added[first + i];
+      sum[i] = value;
+      if (staged) row_copy[i] = value;
+    }
+    x = staged ? row_copy : sum;
+  } else if (staged) {
     for (int64_t i = threadIdx.x; i < a.dim; i += kRowThreads) row_copy[i] = x[i];
     x = row_copy;
   }
-  __syncthreads();
-  if (threadIdx.x < 32) {
-    const float sum = dot_lanes(x, x, a.dim);
-    if (threadIdx.x == 0) shared_root = __fsqrt_rn(__fdiv_rn(sum, static_cast<float>(a.dim)) + a.eps);
-  }
-  __syncthreads();
-  const float root = shared_root;
-  if (!prepared) {
-    for (int64_t i = threadIdx.x; i < a.dim; i += kRowThreads) y[i] = __fdiv_rn(x[i], root) * (a.weight_offset + a.weight[i]);
-    return;
-  }
-  const int lane = threadIdx.x % 32;
-  const int64_t blocks = a.dim / kBlock;
-  for (int64_t b = threadIdx.x / 32; b < blocks; b += kRowThreads / 32) {
-    const float4 v = reinterpret_cast<const float4*>(x + b * kBlock)[lane];
-    const float4 w = reinterpret_cast<const float4*>(a.weight + b * kBlock)[lane];
-    const float4 out = make_float4(__fdiv_rn(v.x, root) * (a.weight_offset + w.x), __fdiv_rn(v.y, root) * (a.weight_offset + w.y),
-                                   __fdiv_rn(v.z, root) * (a.weight_offset + w.z), __fdiv_rn(v.w, root) * (a.weight_offset + w.w));
-    reinterpret_cast<float4*>(y + b * kBlock)[lane] = out;
-    prepare_block(out, lane, a.prepared, row * blocks + b);
-  }
+  norm_row(a, x, row, prepared);
 }
 
 __global__ void prepare_kernel(PrepareArgs a, int64_t blocks) {
@@ -148,10 +112,10 @@ __global__ void embed_kernel(float* y, const int32_t* ids, Matrix table, const f
 }  // namespace
 
 void launch_rms_norm(const RmsNormArgs& args, cudaStream_t stream) {
-  const size_t bytes = static_cast<size_t>(args.dim) * sizeof(float);
-  const bool staged = bytes <= kRowBytes;
-  launch("rms_norm", rms_norm_kernel, static_cast<unsigned>(args.rows), kRowThreads, staged ? bytes : 0, stream, args,
-         args.prepared.wanted(), staged);
+  const int64_t bytes = 4 * args.dim;
+  const bool staged = bytes <= kStagedRowBytes;
+  launch("rms_norm", rms_norm_kernel, static_cast<unsigned>(args.rows), kRowThreads, staged ? static_cast<size_t>(bytes) : 0,
+         stream, args, args.prepared.wanted(), staged);
 }
 
 void launch_prepare(const PrepareArgs& args, cudaStream_t stream) {

@@ -1,21 +1,24 @@
 // The sums of push_sum.h. A packet is 64 bits, the value and a cookie, and is written and read whole, so no fence is needed: a
-// packet whose cookie is the expected one carries the value. The cookie counts the sums that a block of threads has taken part in;
-// two sets of packets take turns, and a set is written again only after every rank has read it, because a rank that is in sum n + 2
-// has had all packets of sum n + 1.
+// packet whose cookie is the expected one carries the value. The cookie counts the sums so far. Two sets of packets take turns, and
+// a set is written again only after every rank has read it: a rank begins sum n + 2 when its sum n + 1 has ended, for which every
+// other rank had to begin n + 1, hence to end n. So any block may take any element.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
+#include "kernels/check.h"
 #include "kernels/cuda/push_sum.h"
+#include "kernels/cuda/rows.h"
 #include "kernels/device_memory.h"
 
 namespace pq::cuda {
 namespace {
 
-// The grid never changes: an element belongs to one block, whose count of sums its cookie is.
+// Of every sum, because each block counts for itself.
 constexpr int kBlocks = 16;
 constexpr int kThreads = 512;
 // Values of one launch; longer sums are cut.
@@ -34,50 +37,115 @@ struct Places {
   int ranks;
 };
 
-__global__ void __launch_bounds__(kThreads) push_sum_kernel(Places p, float* data, int64_t count) {
-  const uint32_t cookie = p.counts[blockIdx.x] + 1;
-  const int64_t set = (cookie & 1) * kPiece;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  constexpr int64_t kStride = static_cast<int64_t>(kBlocks) * kThreads;
-  for (int64_t i = first; i < count; i += kStride) {
-    const uint64_t packet = static_cast<uint64_t>(cookie) << 32 | __float_as_uint(data[i]);
+// The part of a sum over R ranks that one thread has a hand in.
+template <int R>
+struct Sum {
+  const Places& p;
+  const uint32_t cookie;
+  const int64_t set;  // of packets
+  const uint64_t start;
+  bool lost = false;
+
+  __device__ explicit Sum(const Places& places)
+      : p(places), cookie(places.counts[blockIdx.x] + 1), set((cookie & 1) * kPiece), start(clock_ns()) {}
+
+  __device__ void push(int64_t i, float value) const {
+    const uint64_t packet = static_cast<uint64_t>(cookie) << 32 | __float_as_uint(value);
     for (int t = 0; t < p.targets; ++t) store_packet(p.send[t] + set + i, packet);
   }
-  const uint64_t start = clock_ns();
-  bool lost = false;
-  for (int64_t i = first; i < count && !lost; i += kStride) {
-    float values[kMaxPushRanks];
-#pragma unroll
-    for (int r = 0; r < kMaxPushRanks; ++r) {
-      if (r >= p.ranks) break;
-      if (r == p.rank) {
-        values[r] = data[i];
-        continue;
-      }
-      uint64_t packet = load_packet(p.receive[r] + set + i);
-      for (uint32_t tries = 1; static_cast<uint32_t>(packet >> 32) != cookie; ++tries) {
-        if (tries % 1024 == 0 && (clock_ns() - start > p.time_limit_ns || load_word(p.status) != 0)) {
-          lost = true;
-          break;
-        }
-        packet = load_packet(p.receive[r] + set + i);
-      }
-      values[r] = __uint_as_float(static_cast<uint32_t>(packet));
+
+  // The value of the packet at `place`, read as `packet` a moment ago. Any value once a rank is lost.
+  __device__ float wait_for(const uint64_t* place, uint64_t packet) {
+    for (uint32_t tries = 1; static_cast<uint32_t>(packet >> 32) != cookie && !lost; ++tries) {
+      lost = tries % 1024 == 0 && (clock_ns() - start > p.time_limit_ns || load_word(p.status) != 0);
+      packet = load_packet(place);
     }
-    if (lost) break;
-      // Neighbours, then sums of two, of four.
-#pragma unroll
-    for (int distance = 1; distance < kMaxPushRanks; distance *= 2) {
-#pragma unroll
-      for (int r = 0; r + distance < kMaxPushRanks; r += 2 * distance) {
-        if (r + distance < p.ranks) values[r] = values[r] + values[r + distance];
-      }
-    }
-    data[i] = values[0];
+    return __uint_as_float(static_cast<uint32_t>(packet));
   }
-  if (lost) store_word(p.status, 1);
-  __syncthreads();
-  if (threadIdx.x == 0) p.counts[blockIdx.x] = cookie;
+
+  // own[k] becomes the sum of element first + k * stride, for those below count. The packets of a rank are asked for together: a
+  // load takes a microsecond where they lie in host memory.
+  template <int kEach>
+  __device__ void add_others(int64_t first, int64_t stride, int64_t count, float own[kEach]) {
+    float values[R][kEach];
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+#pragma unroll
+      for (int k = 0; k < kEach; ++k) values[r][k] = own[k];
+      if (r == p.rank) continue;
+      const uint64_t* from = p.receive[r] + set + first;
+      uint64_t packets[kEach];
+#pragma unroll
+      for (int k = 0; k < kEach; ++k) packets[k] = first + k * stride < count ? load_packet(from + k * stride) : 0;
+#pragma unroll
+      for (int k = 0; k < kEach; ++k) {
+        if (first + k * stride < count) values[r][k] = wait_for(from + k * stride, packets[k]);
+      }
+    }
+    // Neighbours, then sums of two, of four.
+#pragma unroll
+    for (int distance = 1; distance < R; distance *= 2) {
+#pragma unroll
+      for (int r = 0; r + distance < R; r += 2 * distance) {
+#pragma unroll
+        for (int k = 0; k < kEach; ++k) values[r][k] = values[r][k] + values[r + distance][k];
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) own[k] = values[0][k];
+  }
+
+  // By all threads of the block, at the end.
+  __device__ void finish() const {
+    if (lost) store_word(p.status, 1);
+    __syncthreads();
+    if (threadIdx.x == 0) p.counts[blockIdx.x] = cookie;
+  }
+};
+
+template <int R>
+__global__ void __launch_bounds__(kThreads) push_sum_kernel(Places p, float* data, int64_t count) {
+  Sum<R> sum(p);
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  constexpr int64_t kStride = static_cast<int64_t>(kBlocks) * kThreads;
+  for (int64_t i = first; i < count; i += kStride) sum.push(i, data[i]);
+  for (int64_t i = first; i < count && !sum.lost; i += kStride) {
+    float value[1] = {data[i]};
+    sum.template add_others<1>(i, kStride, count, value);
+    data[i] = value[0];
+  }
+  sum.finish();
+}
+
+constexpr int kRowThreads = 1024;
+constexpr int kRowEach = 5;  // all of a row of 5120
+
+// One row a block: its sum over ranks joins the residual stream, of which norm_row makes the input of the next matrices. Blocks
+// without a row count the sum all the same.
+template <int R>
+__global__ void __launch_bounds__(kRowThreads, 1) push_sum_norm_kernel(Places p, RmsNormArgs a, bool prepared) {
+  float* row_copy = dynamic_shared<float>();
+  Sum<R> sum(p);
+  const int64_t row = blockIdx.x, first = row * a.dim, end = first + a.dim;
+  if (row < a.rows) {
+    for (int64_t i = first + threadIdx.x; i < end; i += kRowThreads) sum.push(i, a.added[i]);
+    for (int64_t i = first + threadIdx.x; i < end; i += kRowEach * kRowThreads) {
+      float value[kRowEach];
+#pragma unroll
+      for (int k = 0; k < kRowEach; ++k) value[k] = i + k * kRowThreads < end ? a.added[i + k * kRowThreads] : 0.0f;
+      sum.template add_others<kRowEach>(i, kRowThreads, end, value);
+#pragma unroll
+      for (int k = 0; k < kRowEach; ++k) {
+        const int64_t place = i + k * kRowThreads;
+        if (place >= end) break;
+        value[k] = a.x[place] + value[k];
+        row_copy[place - first] = value[k];
+        a.sum[place] = value[k];
+      }
+    }
+    norm_row(a, row_copy, row, prepared);
+  }
+  sum.finish();
 }
 
 // Shared memory of the node that every rank has mapped and its device can address.
@@ -169,8 +237,20 @@ class PushSum : public DeviceSum {
   void all_reduce_sum(float* data, int64_t count) override {
     for (int64_t first = 0; first < count; first += kPiece) {
       const int64_t length = count - first < kPiece ? count - first : kPiece;
-      launch("push_sum", push_sum_kernel, kBlocks, kThreads, 0, backend_.stream(), places_, data + first, length);
+      for_ranks([&](auto ranks) {
+        launch("push_sum", push_sum_kernel<ranks()>, kBlocks, kThreads, 0, backend_.stream(), places_, data + first, length);
+      });
     }
+  }
+
+  bool try_sum_and_norm(const RmsNormArgs& args) override {
+    if (args.rows < 1 || args.rows > kBlocks || args.rows * args.dim > kPiece || 4 * args.dim > kStagedRowBytes) return false;
+    check_norm(args);
+    for_ranks([&](auto ranks) {
+      launch("push_sum_norm", push_sum_norm_kernel<ranks()>, kBlocks, kRowThreads, static_cast<size_t>(4 * args.dim),
+             backend_.stream(), places_, args, args.prepared.wanted());
+    });
+    return true;
   }
 
   void check() override {
@@ -182,6 +262,14 @@ class PushSum : public DeviceSum {
   void abort() override { __atomic_store_n(status_.get(), 2u, __ATOMIC_RELEASE); }
 
  private:
+  // call(n) with the number of ranks as a constant.
+  template <typename Call>
+  void for_ranks(const Call& call) const {
+    if (places_.ranks == 2) return call(std::integral_constant<int, 2>{});
+    if (places_.ranks == 4) return call(std::integral_constant<int, 4>{});
+    return call(std::integral_constant<int, kMaxPushRanks>{});
+  }
+
   static void require_ranks(const RankExchange& exchange) {
     const int n = exchange.ranks;
     if (!exchange.one_node) throw Error(ErrorKind::environment, "the ranks are on several nodes");

@@ -25,6 +25,7 @@ class WatchedSum : public DeviceSum {
   ~WatchedSum() override { backend_.watch({}); }
   std::string name() const override { return sum_->name(); }
   void all_reduce_sum(float* data, int64_t count) override { sum_->all_reduce_sum(data, count); }
+  bool try_sum_and_norm(const RmsNormArgs& args) override { return sum_->try_sum_and_norm(args); }
   void check() override { sum_->check(); }
   void abort() override { sum_->abort(); }
 

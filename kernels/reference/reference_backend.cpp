@@ -59,6 +59,11 @@ void ReferenceBackend::rms_norm(const RmsNormArgs& args) {
   for (int64_t r = 0; r < args.rows; ++r) {
     const float* x = args.x + r * args.dim;
     float* y = args.y + r * args.dim;
+    if (args.added != nullptr) {
+      float* sum = args.sum + r * args.dim;
+      for (int64_t i = 0; i < args.dim; ++i) sum[i] = x[i] + args.added[r * args.dim + i];
+      x = sum;
+    }
     const double scale = inverse_rms(x, args.dim, args.eps);
     for (int64_t i = 0; i < args.dim; ++i) {
       y[i] = static_cast<float>(x[i] * scale * (static_cast<double>(args.weight_offset) + args.weight[i]));

@@ -9,6 +9,8 @@
 
 namespace pq {
 
+struct RmsNormArgs;
+
 // Ranks of one node exchange through shared memory in pieces of this size; each rank provides two of them and a page, and sees
 // those of all ranks.
 inline constexpr int64_t kWindowPieceBytes = int64_t{256} << 10;
@@ -28,6 +30,8 @@ class Communicator {
   virtual void all_reduce_sum(float* data, int64_t count) = 0;
   // all_reduce_sum takes device memory of this rank's backend and is ordered on its stream.
   virtual bool sums_on_device() const { return false; }
+  // As DeviceSum::try_sum_and_norm. Always false where sums are on the host.
+  virtual bool try_sum_and_norm(const RmsNormArgs&) { return false; }
 
   // Concatenates `bytes` from each rank in rank order into `out` [size * bytes] on every rank.
   virtual void all_gather(const void* data, int64_t bytes, void* out) = 0;

@@ -4,11 +4,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 
 #include "base/activity.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "model/state.h"
 #include "model/weights.h"
 
@@ -21,6 +23,9 @@ struct LayerState {
   float* conv = nullptr;
   KvCache kv;
 };
+
+// Owners of steps (StepKey).
+std::atomic<int64_t> owners{0};
 
 bool is_polar(const Matrix& m) { return m.format == WeightFormat::polar; }
 
@@ -46,6 +51,8 @@ struct Transformer::Impl {
   std::byte* activation_area = nullptr;
   std::byte* inner_area = nullptr;
   float* scratch = nullptr;
+  const int64_t owner = ++owners;
+  bool pending = false;  // `partial` holds this rank's part of what joins the residual stream next
 
   std::vector<float> host_staging;     // partial sums of a device that the host cannot address
   std::vector<float> gathered_logits;  // rank 0
@@ -134,9 +141,13 @@ struct Transformer::Impl {
     for (const int32_t id : step.tokens)
       if (id < 0 || id >= config.vocab)
         throw Error(ErrorKind::usage, fmt::format("token id {} is outside the vocabulary of {}", id, config.vocab));
-    for (const int32_t index : step.logit_rows)
-      if (index < 0 || index >= tokens)
-        throw Error(ErrorKind::internal, fmt::format("logits of row {} asked of {} tokens", index, tokens));
+    int32_t previous = -1;
+    for (const int32_t index : step.logit_rows) {
+      if (index <= previous || index >= tokens)
+        throw Error(ErrorKind::internal,
+                    fmt::format("logits of row {} asked after those of row {}, of {} tokens", index, previous, tokens));
+      previous = index;
+    }
   }
 
   // The coded form of an input [tokens, dim], to lie at `place`; none unless `coded`: a matrix that reads it is PolarQuant-coded.
@@ -162,27 +173,37 @@ struct Transformer::Impl {
             .scales = prepared.scales};
   }
 
+  // The norm of the residual stream, which what is pending joins first.
   Activation norm(const float* weight, int64_t tokens, bool coded) {
-    const Prepared area = prepared_at(activation_area, tokens, config.hidden, coded);
-    backend.rms_norm({.y = normed,
-                      .x = hidden,
-                      .weight = weight,
-                      .rows = tokens,
-                      .dim = config.hidden,
-                      .eps = config.rms_norm_eps,
-                      .weight_offset = 1.0f,
-                      .prepared = area});
-    return activation(normed, tokens, config.hidden, area);
+    RmsNormArgs args{.y = normed,
+                     .x = hidden,
+                     .weight = weight,
+                     .rows = tokens,
+                     .dim = config.hidden,
+                     .eps = config.rms_norm_eps,
+                     .weight_offset = 1.0f,
+                     .prepared = prepared_at(activation_area, tokens, config.hidden, coded)};
+    if (pending) {
+      args.sum = hidden;
+      sum_and_norm(args, partial);
+    } else {
+      backend.rms_norm(args);
+    }
+    pending = false;
+    return activation(normed, tokens, config.hidden, args.prepared);
+  }
+
+  // part: this rank's part of what is added before the norm.
+  void sum_and_norm(RmsNormArgs args, float* part) {
+    args.added = part;
+    if (comm.size() > 1) {
+      if (comm.try_sum_and_norm(args)) return;
+      all_reduce(part, args.rows * args.dim);
+    }
+    backend.rms_norm(args);
   }
 
   void linear(float* y, const Activation& x, const Matrix& w) { backend.linear({.y = y, .x = x, .w = w}); }
-
-  // partial, summed over ranks, is added to the residual stream.
-  void reduce_into_residual(int64_t tokens) {
-    const int64_t count = tokens * config.hidden;
-    all_reduce(partial, count);
-    backend.add({.y = hidden, .x = partial, .count = count});
-  }
 
   void all_reduce(float* data, int64_t count) {
     if (comm.size() == 1) return;
@@ -281,43 +302,76 @@ struct Transformer::Impl {
     const int64_t tokens = static_cast<int64_t>(step.tokens.size());
     if (tokens == 0) return;
     begin_step(step.tokens.size() == step.spans.size() ? Phase::decode : Phase::prefill);
-    const Spans spans{step.spans.data(), static_cast<int64_t>(step.spans.size())};
-    backend.embed(
-        {.y = hidden, .ids = step.tokens.data(), .tokens = tokens, .table = weights.embed, .first_row = weights.vocab_first});
+    const std::vector<int32_t>& rows = step.logit_rows;
+    const int64_t wanted = static_cast<int64_t>(rows.size());
+    StepArgs args{.ids = step.tokens.data(),
+                  .tokens = tokens,
+                  .spans = {step.spans.data(), static_cast<int64_t>(step.spans.size())},
+                  .key = {}};
+    // Sums that pass through the host cannot be done again by a device alone; rows that do not follow each other are no key.
+    const bool on_device = comm.size() == 1 || comm.sums_on_device();
+    if (on_device && wanted <= kLogitRows && (wanted == 0 || rows.back() - rows.front() + 1 == wanted))
+      args.key = {.owner = owner, .tokens = tokens, .first_logits = wanted == 0 ? 0 : rows.front(), .logits = wanted};
+    const std::string remark = backend.run_step(args, [&] {
+      layers(args);
+      if (wanted <= kLogitRows) compute_logits(rows.data(), wanted);
+    });
+    if (!remark.empty()) log_line(remark);
+    enter_layer(-1);
+    // Final norm and head for the wanted rows, kLogitRows at a time, gathered on rank 0.
+    for (int64_t first = 0; first < wanted; first += kLogitRows) {
+      const int64_t count = std::min(kLogitRows, wanted - first);
+      if (wanted > kLogitRows) compute_logits(rows.data() + first, count);
+      deliver(count, [&](int64_t i, const float* row) { consume(rows[static_cast<size_t>(first + i)], row); });
+    }
+  }
+
+  void layers(const StepArgs& step) {
+    const int64_t tokens = step.tokens;
+    backend.embed({.y = hidden, .ids = step.ids, .tokens = tokens, .table = weights.embed, .first_row = weights.vocab_first});
     all_reduce(hidden, tokens * config.hidden);
+    pending = false;
     for (int64_t layer = 0; layer < config.layers; ++layer) {
       enter_layer(layer);
       const LayerWeights& w = weights.layers[static_cast<size_t>(layer)];
       LayerState& state = states[static_cast<size_t>(layer)];
       if (config.layer_kinds[static_cast<size_t>(layer)] == LayerKind::delta)
-        delta_layer(w.input_norm, w.delta, state, tokens, spans);
+        delta_layer(w.input_norm, w.delta, state, tokens, step.spans);
       else
-        attention_layer(w.input_norm, w.attention, state, tokens, spans);
-      reduce_into_residual(tokens);
+        attention_layer(w.input_norm, w.attention, state, tokens, step.spans);
+      pending = true;
       mlp(w, tokens);
-      reduce_into_residual(tokens);
+      pending = true;
     }
     enter_layer(-1);
-    head(step.logit_rows, consume);
   }
 
-  // Final norm and head for the wanted rows, kLogitRows at a time, gathered on rank 0.
-  void head(const std::vector<int32_t>& rows, const std::function<void(int64_t, const float*)>& consume) {
-    for (size_t first = 0; first < rows.size(); first += kLogitRows) {
-      const int64_t count = std::min<int64_t>(kLogitRows, static_cast<int64_t>(rows.size() - first));
-      const Prepared area = prepared_at(activation_area, count, config.hidden, is_polar(weights.head));
-      for (int64_t i = 0; i < count; ++i)
-        backend.rms_norm({.y = normed + i * config.hidden,
-                          .x = hidden + rows[first + static_cast<size_t>(i)] * config.hidden,
-                          .weight = weights.norm,
-                          .rows = 1,
-                          .dim = config.hidden,
-                          .eps = config.rms_norm_eps,
-                          .weight_offset = 1.0f});
-      if (area.wanted()) backend.prepare({.x = normed, .tokens = count, .dim = config.hidden, .prepared = area});
-      if (weights.head.rows > 0) linear(logits, activation(normed, count, config.hidden, area), weights.head);
-      deliver(count, [&](int64_t i, const float* row) { consume(rows[first + static_cast<size_t>(i)], row); });
+  // What is pending joins the residual stream in the wanted rows alone: nobody reads the others.
+  void compute_logits(const int32_t* rows, int64_t count) {
+    if (count == 0) return;
+    const Prepared area = prepared_at(activation_area, count, config.hidden, is_polar(weights.head));
+    for (int64_t i = 0, run = 0; i < count; i += run) {
+      // A run of consecutive rows at once.
+      for (run = 1; i + run < count && rows[i + run] == rows[i] + run;) ++run;
+      const int64_t from = rows[i] * config.hidden, to = i * config.hidden;
+      Prepared part = area;
+      if (area.rotated != nullptr) part.rotated += to;
+      if (area.codes != nullptr) {
+        part.codes += to;
+        part.scales += to / kBlock;
+      }
+      sum_and_norm({.y = normed + to,
+                    .x = hidden + from,
+                    .weight = weights.norm,
+                    .rows = run,
+                    .dim = config.hidden,
+                    .eps = config.rms_norm_eps,
+                    .weight_offset = 1.0f,
+                    .prepared = part,
+                    .sum = normed + to},
+                   partial + from);
     }
+    if (weights.head.rows > 0) linear(logits, activation(normed, count, config.hidden, area), weights.head);
   }
 
   void deliver(int64_t count, const std::function<void(int64_t, const float*)>& consume) {

@@ -60,6 +60,45 @@ TEST_P(PreparedTest, NormIsNormThenPrepare) {
   }
 }
 
+// The sum in place of x, in a place of its own, and in place of y; a row that is longer than what a block of threads keeps, too.
+TEST_P(PreparedTest, AddedNormIsAddThenNorm) {
+  for (const int64_t dim : {16, 384, 10368}) {
+    const int64_t rows = 3, count = rows * dim;
+    const std::vector<float> x = normals(count, 4), added = normals(count, 5, 2.0), weight = normals(dim, 6);
+    std::vector<float> sum = x;
+    backend_->add({.y = sum.data(), .x = added.data(), .count = count});
+    const auto norm = [&](float* y, const float* from, const float* plus, float* place, const Prepared& prepared) {
+      backend_->rms_norm({.y = y,
+                          .x = from,
+                          .weight = weight.data(),
+                          .rows = rows,
+                          .dim = dim,
+                          .eps = 1e-6f,
+                          .weight_offset = 1.0f,
+                          .prepared = prepared,
+                          .added = plus,
+                          .sum = place});
+    };
+    std::vector<float> expected(sum.size());
+    norm(expected.data(), sum.data(), nullptr, nullptr, {});
+    Guarded<float> y(count), place(count);
+    norm(y.data(), x.data(), added.data(), place.data(), {});
+    EXPECT_TRUE(y.intact() && place.intact());
+    EXPECT_TRUE(same_bits(y.values(), expected) && same_bits(place.values(), sum));
+    std::vector<float> stream = x, both(sum.size());
+    norm(y.data(), stream.data(), added.data(), stream.data(), {});
+    EXPECT_TRUE(same_bits(y.values(), expected) && same_bits(stream, sum));
+    norm(both.data(), x.data(), added.data(), both.data(), {});
+    EXPECT_TRUE(same_bits(both, expected));
+    if (dim % kBlock != 0) continue;
+    expect_fused(rows, dim, [&](float* out, const Prepared& prepared) {
+      stream = x;
+      norm(out, stream.data(), added.data(), stream.data(), prepared);
+      EXPECT_TRUE(same_bits(stream, sum));
+    });
+  }
+}
+
 // Heads that are a block, several blocks, and a part of one.
 TEST_P(PreparedTest, GatedNormIsGatedNormThenPrepare) {
   for (const auto& [heads, dim] : {std::pair<int64_t, int64_t>{3, 128}, {2, 256}, {4, 64}, {8, 48}}) {

@@ -45,6 +45,15 @@ class StagingBackend : public Backend {
     if (args.y == args.x) call.back(args.y, a.y, count);
     a.weight = call.in(args.weight, args.dim);
     a.prepared = call.prepared(args.prepared, count);
+    a.added = call.in(args.added, count);
+    if (args.sum == args.y) {
+      a.sum = a.y;
+    } else if (args.sum == args.x) {
+      a.sum = const_cast<float*>(a.x);
+      call.back(args.sum, a.sum, count);
+    } else {
+      a.sum = call.both(args.sum, count);
+    }
     device_->rms_norm(a);
     call.finish();
   }

@@ -58,15 +58,108 @@ TEST_P(PushSumTest, GivesTheBitsOfTheHostsTree) {
   });
 }
 
+// A sum, what it joins, the norm and the coded form in one launch, among sums of the other kind: the bits of the four one by one.
+TEST_P(PushSumTest, AddsAndNormalisesWithTheBitsOfEachApart) {
+  const auto [method, ranks] = GetParam();
+  run_threads(ranks, [&, method = method](Communicator& comm) {
+    const std::unique_ptr<Backend> backend = make_emulated_cuda_backend(comm.rank() % 2);
+    const std::unique_ptr<DeviceSum> sum = make_emulated_sum(*backend, method, exchange_of(comm), 60);
+    const std::unique_ptr<Communicator> device = make_device_communicator(comm, *sum);
+    uint64_t seed = 0;
+    const std::pair<int64_t, int64_t> shapes[] = {{1, 5120}, {3, 384}, {1, 40}, {12, 5120}, {16, 128}, {1, 5120}};
+    for (const auto& [rows, dim] : shapes) {
+      const int64_t count = rows * dim;
+      const bool coded = dim % kBlock == 0;
+      const std::vector<float> part = values_of(comm.rank(), count, ++seed), stream = values_of(99, count, seed);
+      const std::vector<float> weight = values_of(98, dim, seed);
+      // Alone, by the host's sum, in the first place; at once in the second.
+      struct Place {
+        Buffer part, stream, y, weight, codes, scales;
+      };
+      const auto run = [&](bool fused) {
+        const Place place{backend->allocate(4 * count), backend->allocate(4 * count), backend->allocate(4 * count),
+                          backend->allocate(4 * dim),   backend->allocate(count),     backend->allocate(4 * count)};
+        std::vector<float> added = part;
+        if (!fused) comm.all_reduce_sum(added.data(), count);
+        backend->upload(place.part.data(), added.data(), 4 * count);
+        backend->upload(place.stream.data(), stream.data(), 4 * count);
+        backend->upload(place.weight.data(), weight.data(), 4 * dim);
+        RmsNormArgs args{.y = place.y.as<float>(),
+                         .x = place.stream.as<float>(),
+                         .weight = place.weight.as<float>(),
+                         .rows = rows,
+                         .dim = dim,
+                         .eps = 1e-6f,
+                         .weight_offset = 1.0f,
+                         .prepared = {},
+                         .added = place.part.as<float>(),
+                         .sum = place.stream.as<float>()};
+        if (coded) args.prepared = {.codes = place.codes.as<int8_t>(), .scales = place.scales.as<float>()};
+        if (fused) {
+          EXPECT_TRUE(device->try_sum_and_norm(args));
+        } else {
+          backend->rms_norm(args);
+        }
+        std::vector<char> bytes(static_cast<size_t>(13 * count));
+        backend->download(bytes.data(), place.stream.data(), 4 * count);
+        backend->download(bytes.data() + 4 * count, place.y.data(), 4 * count);
+        backend->download(bytes.data() + 8 * count, place.codes.data(), count);
+        backend->download(bytes.data() + 9 * count, place.scales.data(), 4 * count);
+        return bytes;
+      };
+      EXPECT_EQ(run(true), run(false)) << rows << " rows of " << dim;
+      // A sum of the other kind between two of this one.
+      std::vector<float> expected = values_of(comm.rank(), 700, seed + 50);
+      const Buffer buffer = backend->allocate(2800);
+      backend->upload(buffer.data(), expected.data(), 2800);
+      device->all_reduce_sum(buffer.as<float>(), 700);
+      comm.all_reduce_sum(expected.data(), 700);
+      std::vector<float> actual(700);
+      backend->download(actual.data(), buffer.data(), 2800);
+      EXPECT_EQ(actual, expected);
+    }
+    // What is too much for one launch is left to two, on every rank alike.
+    const Buffer large = backend->allocate(4 * 17 * 5120);
+    float* data = large.as<float>();
+    for (const auto& [rows, dim] : {std::pair<int64_t, int64_t>{17, 128}, {13, 5120}, {1, 10496}}) {
+      EXPECT_FALSE(device->try_sum_and_norm({.y = data,
+                                             .x = data,
+                                             .weight = data,
+                                             .rows = rows,
+                                             .dim = dim,
+                                             .eps = 1,
+                                             .weight_offset = 0,
+                                             .added = data,
+                                             .sum = data}));
+    }
+    EXPECT_FALSE(comm.try_sum_and_norm(
+        {.y = data, .x = data, .weight = data, .rows = 1, .dim = 128, .eps = 1, .weight_offset = 0, .added = data, .sum = data}));
+    comm.barrier();
+  });
+}
+
 // A rank that never comes: the others give up in time and say so.
 TEST_P(PushSumTest, AMissingRankEndsInAnError) {
   const auto [method, ranks] = GetParam();
   run_threads(ranks, [&, method = method](Communicator& comm) {
     const std::unique_ptr<Backend> backend = make_emulated_cuda_backend();
     const std::unique_ptr<DeviceSum> sum = make_emulated_sum(*backend, method, exchange_of(comm), 0.2);
-    const Buffer buffer = backend->allocate(400);
+    const Buffer buffer = backend->allocate(512);
+    float* data = buffer.as<float>();
     if (comm.rank() != 0) {
-      sum->all_reduce_sum(buffer.as<float>(), 100);
+      if (comm.rank() == 1) {
+        sum->all_reduce_sum(data, 100);
+      } else {
+        EXPECT_TRUE(sum->try_sum_and_norm({.y = data,
+                                           .x = data,
+                                           .weight = data,
+                                           .rows = 1,
+                                           .dim = 100,
+                                           .eps = 1,
+                                           .weight_offset = 0,
+                                           .added = data,
+                                           .sum = data}));
+      }
       try {
         backend->synchronize();
         ADD_FAILURE() << "a sum without rank 0";

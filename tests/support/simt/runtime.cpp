@@ -2,6 +2,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -35,6 +36,17 @@ cudaError_t remember(cudaError_t error) {
   return error;
 }
 
+// The stream that this thread captures. Meanwhile it may launch and copy on it, and neither allocate nor wait: that is an error,
+// and the end of the capture.
+thread_local cudaStream_t captured = nullptr;
+std::atomic<int64_t> graphs_launched{0};
+
+bool captures() {
+  if (captured == nullptr) return false;
+  captured->invalid = true;
+  return true;
+}
+
 void check_canary(const char* data, size_t bytes) {
   for (size_t i = 0; i < kCanary; ++i) {
     if (static_cast<unsigned char>(data[-1 - static_cast<ptrdiff_t>(i)]) != kPattern ||
@@ -53,6 +65,7 @@ void check_canaries() {
   const std::lock_guard<std::mutex> lock(mutex);
   for (const auto& [data, bytes] : allocations()) check_canary(data, bytes);
 }
+int64_t graph_launches() { return graphs_launched.load(); }
 int64_t memory_total() { return kTotal; }
 int64_t memory_used() {
   const std::lock_guard<std::mutex> lock(mutex);
@@ -71,6 +84,10 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid configuration argument";
     case cudaErrorInvalidDevice:
       return "invalid device ordinal";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+      return "operation failed due to a previous error during capture";
     default:
       return "invalid argument";
   }
@@ -101,6 +118,7 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
 }
 
 cudaError_t cudaMalloc(void** data, size_t bytes) {
+  if (captures()) return remember(cudaErrorStreamCaptureUnsupported);
   if (bytes > static_cast<size_t>(kTotal) || simt::memory_used() + static_cast<int64_t>(bytes) > kTotal)
     return remember(cudaErrorMemoryAllocation);
   void* block = nullptr;
@@ -118,6 +136,7 @@ cudaError_t cudaMalloc(void** data, size_t bytes) {
 
 cudaError_t cudaFree(void* data) {
   if (data == nullptr) return cudaSuccess;
+  if (captures()) return remember(cudaErrorStreamCaptureUnsupported);
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = allocations().find(static_cast<char*>(data));
   if (found == allocations().end()) {
@@ -132,10 +151,12 @@ cudaError_t cudaFree(void* data) {
 }
 
 cudaError_t cudaMallocHost(void** data, size_t bytes) {
+  if (captures()) return remember(cudaErrorStreamCaptureUnsupported);
   *data = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
   return *data != nullptr ? cudaSuccess : remember(cudaErrorMemoryAllocation);
 }
 cudaError_t cudaFreeHost(void* data) {
+  if (captures()) return remember(cudaErrorStreamCaptureUnsupported);
   std::free(data);
   return cudaSuccess;
 }
@@ -153,21 +174,24 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   *stream = new simt::Stream;
   return cudaSuccess;
 }
-// A stream that is being captured cannot be waited for.
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  return remember(stream != nullptr && stream->capturing ? cudaErrorInvalidValue : cudaSuccess);
-}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return cudaStreamQuery(stream); }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   return cudaSuccess;
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  if (stream->capturing || captured != nullptr) return remember(cudaErrorInvalidValue);
+  captured = stream;
   stream->capturing = true;
+  stream->invalid = false;
   stream->captured.work.clear();
   return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  captured = nullptr;
   stream->capturing = false;
+  *graph = nullptr;
+  if (stream->invalid) return remember(cudaErrorStreamCaptureInvalidated);
   *graph = new simt::Graph(std::move(stream->captured));
   stream->captured.work.clear();
   return cudaSuccess;
@@ -177,6 +201,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsig
   return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
+  ++graphs_launched;
   for (const simt::Work& work : exec->work) work();
   return cudaSuccess;
 }
@@ -189,7 +214,12 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
   return cudaSuccess;
 }
 
-cudaError_t cudaStreamQuery(cudaStream_t) { return cudaSuccess; }
+// A stream that is being captured cannot be waited for.
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  if (stream == nullptr || !stream->capturing) return cudaSuccess;
+  stream->invalid = true;
+  return remember(cudaErrorStreamCaptureUnsupported);
+}
 
 cudaError_t cudaEventCreate(cudaEvent_t* event) {
   *event = new uint64_t(0);
@@ -222,7 +252,9 @@ cudaError_t cudaIpcOpenMemHandle(void** data, cudaIpcMemHandle_t handle, unsigne
   return cudaSuccess;
 }
 cudaError_t cudaIpcCloseMemHandle(void*) { return cudaSuccess; }
-cudaError_t cudaHostRegister(void*, size_t, unsigned) { return cudaSuccess; }
+cudaError_t cudaHostRegister(void*, size_t, unsigned) {
+  return captures() ? remember(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
+}
 cudaError_t cudaHostUnregister(void*) { return cudaSuccess; }
 cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
   *device = host;

@@ -37,6 +37,7 @@ struct Graph {
 struct Stream {
   uint64_t launches = 0;  // decides the order of blocks and threads: alike on ranks that run alike, which may wait for each other
   bool capturing = false;
+  bool invalid = false;  // the capture; something was called that it does not allow
   Graph captured;
 };
 
@@ -63,6 +64,9 @@ uint64_t clock_ns();
 
 // Kernels launched since the process began, so that a test can tell that it ran any.
 int64_t launches();
+
+// Graphs launched since the process began.
+int64_t graph_launches();
 
 // Checks the canaries of every allocation of emulated device memory; ends the process when one is damaged.
 void check_canaries();
