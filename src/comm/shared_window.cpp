@@ -11,6 +11,7 @@
 #include <cstring>
 #include <ctime>
 #include <exception>
+#include <memory>
 #include <new>
 #include <utility>
 
@@ -46,6 +47,12 @@ int processors(MPI_Comm node) {
   return CPU_COUNT(&all);
 }
 
+// The first whole page of a rank's part. Every process maps the window at a page of its own, so all of them find the same bytes.
+void* first_page(void* part) {
+  size_t space = 2 * kPage;
+  return std::align(kPage, kPage, part, space);
+}
+
 static_assert(std::atomic<uint32_t>::is_always_lock_free, "counters are shared between processes");
 
 }  // namespace
@@ -75,7 +82,8 @@ bool SharedWindow::allocate() {
   MPI_Info info = MPI_INFO_NULL;
   check_mpi(MPI_Info_create(&info), "MPI_Info_create");
   check_mpi(MPI_Info_set(info, "alloc_shared_noncontig", "true"), "MPI_Info_set");
-  const MPI_Aint bytes = kPage + 2 * piece_bytes_;
+  // MPI aligns to 8 bytes only; one page more than is used makes room for the rest.
+  const MPI_Aint bytes = 2 * kPage + 2 * piece_bytes_;
   void* base = nullptr;
   const int result = MPI_Win_allocate_shared(bytes, 1, info, node_, &base, &window_);
   MPI_Info_free(&info);
@@ -86,13 +94,13 @@ bool SharedWindow::allocate() {
   // Loads and stores take the place of MPI's calls inside one access epoch that lasts as long as the window.
   check_mpi(MPI_Win_lock_all(MPI_MODE_NOCHECK, window_), "MPI_Win_lock_all");
   std::memset(base, 0, static_cast<size_t>(bytes));
-  new (base) Counter();
+  new (first_page(base)) Counter();
   for (int other = 0; other < size_; ++other) {
     MPI_Aint other_bytes = 0;
     int unit = 0;
     void* address = nullptr;
     check_mpi(MPI_Win_shared_query(window_, other, &other_bytes, &unit, &address), "MPI_Win_shared_query");
-    counters_.push_back(static_cast<Counter*>(address));
+    counters_.push_back(static_cast<Counter*>(first_page(address)));
   }
   return true;
 }

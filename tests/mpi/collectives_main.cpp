@@ -10,6 +10,7 @@
 
 #include "comm/mpi_comm.h"
 #include "comm/session.h"
+#include "comm/shared_window.h"
 #include "support/collective_cases.h"
 
 namespace {
@@ -30,8 +31,8 @@ double processor_seconds() {
 // else the machine does.
 void check_idle(pq::Communicator& comm) {
   constexpr double kWaitSeconds = 0.5;
-  // A rank that spins takes all of the wait, one that polls every millisecond some percent, and a virtual machine counts the time that
-  // its host takes away as well.
+  // A rank that spins takes all of the wait, one that polls every millisecond some percent, and a virtual machine counts the time
+  // that its host takes away as well.
   constexpr double kAllowedSeconds = 0.2 * kWaitSeconds;
   comm.barrier();
   if (comm.rank() == 0) usleep(static_cast<useconds_t>(1e6 * kWaitSeconds));
@@ -72,6 +73,23 @@ void check_transports(int rank, int ranks) {
     expect(pq::test::check_collectives(*comm));
     expect(pq::test::check_tree_order(*comm));
     check_idle(*comm);
+  }
+}
+
+// MPI gives a rank's part of a window at any address, while sums work on whole cache lines of it.
+void check_window_alignment(pq::Session& session) {
+  MPI_Comm node = MPI_COMM_NULL;
+  expect_true(MPI_Comm_dup(MPI_COMM_WORLD, &node) == MPI_SUCCESS, "MPI_Comm_dup");
+  const auto window = pq::SharedWindow::try_make(node, 100, [](int) {});
+  expect_true(window != nullptr, "MPI gave no shared window");
+  for (int piece = 0; piece < 3; ++piece) {
+    window->begin_piece()[0] = static_cast<std::byte>(session.rank() + piece);
+    window->publish();
+    for (int other = 0; other < session.ranks(); ++other) {
+      window->wait(other);
+      expect_true(reinterpret_cast<uintptr_t>(window->area(other)) % 4096 == 0, "an area is not aligned to 4096 bytes");
+      expect_true(window->area(other)[0] == static_cast<std::byte>(other + piece), "an area is not the same for two ranks");
+    }
   }
 }
 
@@ -137,6 +155,7 @@ void check_messages(pq::Session& session) {
 
 int main(int argc, char** argv) {
   return pq::run_program("collectives", argc, argv, [](pq::Session& session) {
+    check_window_alignment(session);
     expect_true(session.comm().size() == session.ranks() && session.comm().rank() == session.rank(),
                 "session and communicator differ");
     expect_true(session.local_ranks() == session.ranks() && session.local_rank() == session.rank(), "ranks of one node");
