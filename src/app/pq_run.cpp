@@ -21,8 +21,8 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/signals.h"
+#include "base/utf8.h"
 #include "engine/generation_config.h"
-#include "text/unicode.h"
 
 namespace pq {
 namespace {

@@ -34,7 +34,8 @@ inline constexpr int64_t kMaxModelPositions = 4'194'304;
 
 // tokenizer.json and tokenizer_config.json.
 inline constexpr int64_t kMaxTokenizerBytes = 134'217'728;
-inline constexpr int64_t kMaxTokenIds = 4'194'304;  // ids are below it
+inline constexpr int64_t kMaxTokenIds = 4'194'304;     // ids are below it
+inline constexpr int64_t kMaxUnusedTokenIds = 65'536;  // that an id may leave before it without a token
 inline constexpr int64_t kMaxAddedTokens = 4'096;
 inline constexpr int64_t kMaxAddedTokenBytes = 1'024;
 inline constexpr int64_t kMaxPatternBytes = 4'096;       // of the split pattern

@@ -3,7 +3,7 @@
 
 #include <unistd.h>
 
-#include <algorithm>
+#include "base/utf8.h"
 
 namespace pq {
 namespace {
@@ -35,10 +35,11 @@ void set_log_identity(std::string_view program, int rank, int ranks) {
 }
 
 void log_line(std::string_view message) {
-  std::string line = prefix();
-  line += message;
-  std::replace_if(
-      line.begin(), line.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }, '?');
+  // Longer writes to a pipe may mix with those of other ranks (PIPE_BUF). What a line ends with, the way out, stays.
+  constexpr size_t kLongestLine = 4000, kKeptEnd = 1000;
+  std::string line = prefix() + printable(message);
+  if (line.size() > kLongestLine)
+    line = printable(line.substr(0, kLongestLine - kKeptEnd) + " ... " + line.substr(line.size() - kKeptEnd));
   line += '\n';
   write_all_stderr(line);
 }

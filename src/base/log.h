@@ -11,7 +11,7 @@ namespace pq {
 // Sets the prefix of later lines: "name: " for one rank, "name[rank]: " for several.
 void set_log_identity(std::string_view program, int rank, int ranks);
 
-// Writes one whole line with a single write(2); control characters in `message` are replaced by '?'.
+// Writes one whole line with a single write(2), made printable (base/utf8.h); of more than 4,000 bytes the middle is left out.
 void log_line(std::string_view message);
 
 // The prefix as set last; for signal handlers.

@@ -54,8 +54,11 @@ class TreeBuilder : public nlohmann::json_sax<json> {
 
   json* add(json&& value) {
     count();
-    if (open_.empty()) return &(root_ = std::move(value));
-    if (open_.back()->is_object()) return &(*slot_ = std::move(value));
+    json* place = open_.empty() ? &root_ : open_.back()->is_object() ? slot_ : nullptr;
+    if (place != nullptr) {
+      *place = std::move(value);
+      return place;
+    }
     auto& elements = open_.back()->get_ref<json::array_t&>();
     return &elements.emplace_back(std::move(value));
   }
@@ -87,7 +90,7 @@ json parse_strict_json(std::string_view text, const std::string& path, int64_t m
 std::string json_excerpt(const json& value) {
   constexpr size_t kShownBytes = 80;
   std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
-  if (text.size() > kShownBytes) text = text.substr(0, kShownBytes) + "...";
+  if (text.size() > kShownBytes) text.replace(kShownBytes, std::string::npos, "...");
   return text;
 }
 

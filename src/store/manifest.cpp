@@ -12,6 +12,7 @@
 #include "base/hash.h"
 #include "base/limits.h"
 #include "base/strict_json.h"
+#include "base/utf8.h"
 #include "store/quantizer.h"
 
 namespace pq {
@@ -89,7 +90,7 @@ uint64_t parse_hex64(const json& value, const std::string& where) {
 std::map<std::string, Codebook> parse_codebooks(const json& root, const std::string& path) {
   std::map<std::string, Codebook> result;
   for (const auto& [key, value] : json_object(root, "codebooks", path).items()) {
-    const std::string where = fmt::format("{}: codebook {}", path, key);
+    const std::string where = fmt::format("{}: codebook {}", path, shown(key));
     std::vector<float> centroids;
     for (const json& centroid : json_array(value, "centroids", where)) {
       if (!centroid.is_number()) throw Error(ErrorKind::input, where + " holds something that is no number");
@@ -103,7 +104,7 @@ std::map<std::string, Codebook> parse_codebooks(const json& root, const std::str
     }
     const std::string kind = json_string(value, "kind", where);
     if (kind != table_kind_name(TableKind::file) && !try_parse_table(kind, &codebook.kind))
-      throw Error(ErrorKind::input, fmt::format("{} is of unknown kind \"{}\"", where, kind));
+      throw Error(ErrorKind::input, fmt::format("{} is of unknown kind \"{}\"", where, shown(kind)));
     if (json_integer(value, "bits", where, 2, 8) != codebook.bits || key != codebook_key(codebook))
       throw Error(ErrorKind::input, where + " does not hold the table its key and bits name");
     result.emplace(key, std::move(codebook));
@@ -134,13 +135,13 @@ TensorRecord parse_tensor(const json& value, const std::map<std::string, Codeboo
   TensorRecord record;
   TensorSpec& spec = record.spec;
   spec.name = json_string(value, "name", path + ": a tensor");
-  const std::string where = fmt::format("{}: {}", path, spec.name);
+  const std::string where = fmt::format("{}: {}", path, shown(spec.name));
   spec.rows = json_integer(value, "rows", where, 1, kMaxStoreDimension);
   spec.cols = json_integer(value, "cols", where, 1, kMaxStoreDimension);
   checked_count({spec.rows, spec.cols, 8});
   const std::string split = json_string(value, "split", where);
   if (split != "rows" && split != "cols" && split != "replicated")
-    throw Error(ErrorKind::input, fmt::format("{} has split \"{}\"", where, split));
+    throw Error(ErrorKind::input, fmt::format("{} has split \"{}\"", where, shown(split)));
   spec.split = split == "rows" ? Split::rows : split == "cols" ? Split::cols : Split::replicated;
   spec.pieces = json_integer(value, "pieces", where, 1, kMaxPieces);
   spec.matrix = json_bool(value, "matrix", where);
@@ -155,25 +156,26 @@ TensorRecord parse_tensor(const json& value, const std::map<std::string, Codeboo
   const std::string format = json_string(value, "format", where);
   if (spec.matrix) {
     if (!try_parse_encoding(format, &record.encoding))
-      throw Error(ErrorKind::input, fmt::format("{} has unknown format \"{}\"; known are {}", where, format, encoding_names()));
+      throw Error(ErrorKind::input,
+                  fmt::format("{} has unknown format \"{}\"; known are {}", where, shown(format), encoding_names()));
   } else {
     record.encoding.format = WeightFormat::f32;
     const std::string dtype = json_string(value, "dtype", where);
     if (format != "kept" || !try_parse_dtype(dtype, &record.encoding.dtype) ||
         (record.encoding.dtype != DType::f32 && record.encoding.dtype != DType::bf16 && record.encoding.dtype != DType::f16))
-      throw Error(ErrorKind::input, fmt::format("{} has format \"{}\" and type \"{}\"", where, format, dtype));
+      throw Error(ErrorKind::input, fmt::format("{} has format \"{}\" and type \"{}\"", where, shown(format), shown(dtype)));
   }
   const bool blocks = record.encoding.format == WeightFormat::polar || record.encoding.format == WeightFormat::int4;
   if (blocks && piece_cols(spec) % kBlock != 0)
     throw Error(ErrorKind::input, fmt::format("{} has {} inputs a piece, no multiple of {}", where, piece_cols(spec), kBlock));
   if (record.encoding.format == WeightFormat::polar) {
     if (const std::string codec = json_string(value, "codec", where); codec != "lloyd-max")
-      throw Error(ErrorKind::input, fmt::format("{} has codec \"{}\"; this program knows lloyd-max", where, codec));
+      throw Error(ErrorKind::input, fmt::format("{} has codec \"{}\"; this program knows lloyd-max", where, shown(codec)));
     record.codebook = json_string(value, "codebook", where);
     const auto codebook = codebooks.find(record.codebook);
     if (codebook == codebooks.end() || codebook->second.bits != record.encoding.bits)
       throw Error(ErrorKind::input,
-                  fmt::format("{} names codebook {}, which is absent or of another width", where, record.codebook));
+                  fmt::format("{} names codebook {}, which is absent or of another width", where, shown(record.codebook)));
   }
   if (value.contains("same_as")) {
     record.same_as = json_string(value, "same_as", where);
@@ -207,7 +209,7 @@ ShardRecord parse_shard(const json& value, int64_t index, bool has_frame, const 
   ShardRecord shard;
   shard.file = json_string(value, "file", where);
   if (shard.file != shard_file_name(index))
-    throw Error(ErrorKind::input, fmt::format("{} is the file \"{}\", not {}", where, shard.file, shard_file_name(index)));
+    throw Error(ErrorKind::input, fmt::format("{} is the file \"{}\", not {}", where, shown(shard.file), shard_file_name(index)));
   shard.bytes = json_integer(value, "bytes", where, 0, INT64_MAX);
   parse_frame(value, has_frame, where, &shard);
   return shard;
@@ -237,8 +239,8 @@ void check_disjoint(const std::vector<TensorRecord>& tensors, const std::string&
             [](const Range& a, const Range& b) { return a.shard != b.shard ? a.shard < b.shard : a.begin < b.begin; });
   for (size_t i = 1; i < ranges.size(); ++i)
     if (ranges[i].shard == ranges[i - 1].shard && ranges[i].begin < ranges[i - 1].end)
-      throw Error(ErrorKind::input, fmt::format("{}: {} and {} overlap in {}", path, *ranges[i - 1].name, *ranges[i].name,
-                                                shard_file_name(ranges[i].shard)));
+      throw Error(ErrorKind::input, fmt::format("{}: {} and {} overlap in {}", path, shown(*ranges[i - 1].name),
+                                                shown(*ranges[i].name), shard_file_name(ranges[i].shard)));
 }
 
 }  // namespace
@@ -247,7 +249,7 @@ std::string shard_file_name(int64_t shard) { return fmt::format("shard-{:05}.h5"
 
 std::string damaged_piece_text(const std::string& path, const TensorRecord& record, int plane, int64_t piece, uint64_t sum) {
   return fmt::format("{}: {} of {}, piece {}, is damaged: checksum {}, the manifest says {}; copy the file again", path,
-                     kPlaneNames[plane], record.spec.name, piece, hex64(sum),
+                     kPlaneNames[plane], shown(record.spec.name), piece, hex64(sum),
                      hex64(record.planes[plane].checksums[static_cast<size_t>(piece)]));
 }
 
@@ -286,7 +288,7 @@ std::string seal_manifest(const std::string& json) {
 Manifest parse_manifest(const std::string& text, const std::string& path) {
   const json root = parse_strict_json(text, path);
   if (const std::string format = json_string(root, "format", path); format != kStoreFormat)
-    throw Error(ErrorKind::input, fmt::format("{} has format \"{}\", not \"{}\"", path, format, kStoreFormat));
+    throw Error(ErrorKind::input, fmt::format("{} has format \"{}\", not \"{}\"", path, shown(format), kStoreFormat));
   const json& version = json_array(root, "version", path);
   if (version.size() != 2) throw Error(ErrorKind::input, path + ": the version is not [major, minor]");
   const int64_t major = json_as_integer(version[0], path + ": version", 0, INT32_MAX);
@@ -304,7 +306,7 @@ Manifest parse_manifest(const std::string& text, const std::string& path) {
   manifest.fingerprint = json_string(root, "fingerprint", path);
   manifest.codebooks = parse_codebooks(root, path);
   for (const auto& [name, value] : json_object(root, "files", path).items()) {
-    const std::string where = fmt::format("{}: file {}", path, name);
+    const std::string where = fmt::format("{}: file {}", path, shown(name));
     if (!is_plain_file_name(name)) throw Error(ErrorKind::input, where + " is not a plain file name");
     manifest.files[name] = {json_integer(value, "bytes", where, 0, INT64_MAX),
                             parse_hex64(json_member(value, "xxh3", where), where)};
@@ -321,7 +323,7 @@ Manifest parse_manifest(const std::string& text, const std::string& path) {
     manifest.tensors.push_back(parse_tensor(value, manifest.codebooks, shards, path));
     const TensorRecord& record = manifest.tensors.back();
     if (!by_name.emplace(record.spec.name, manifest.tensors.size() - 1).second)
-      throw Error(ErrorKind::input, fmt::format("{} lists {} twice", path, record.spec.name));
+      throw Error(ErrorKind::input, fmt::format("{} lists {} twice", path, shown(record.spec.name)));
   }
   for (const TensorRecord& record : manifest.tensors) {
     if (record.same_as.empty()) continue;
@@ -330,8 +332,8 @@ Manifest parse_manifest(const std::string& text, const std::string& path) {
     if (other == nullptr || !other->same_as.empty() || other->spec.rows != record.spec.rows ||
         other->spec.cols != record.spec.cols || other->spec.split != record.spec.split ||
         other->spec.pieces != record.spec.pieces || other->encoding != record.encoding || other->codebook != record.codebook)
-      throw Error(ErrorKind::input,
-                  fmt::format("{}: {} is said to be the same as {}, which it is not like", path, record.spec.name, record.same_as));
+      throw Error(ErrorKind::input, fmt::format("{}: {} is said to be the same as {}, which it is not like", path,
+                                                shown(record.spec.name), shown(record.same_as)));
   }
   check_disjoint(manifest.tensors, path);
   return manifest;

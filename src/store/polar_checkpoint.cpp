@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/limits.h"
 #include "base/strict_json.h"
+#include "base/utf8.h"
 #include "kernels/backend.h"
 #include "kernels/polar.h"
 
@@ -25,7 +26,7 @@ bool ends_with(const std::string& text, const std::string& end) {
 }
 
 [[noreturn]] void bad(const CodedTensor& tensor, const std::string& what) {
-  throw Error(ErrorKind::input, fmt::format("{}: {}: {}", tensor.codes.file->file().path(), tensor.name, what));
+  throw Error(ErrorKind::input, fmt::format("{}: {}: {}", tensor.codes.file->file().path(), shown(tensor.name), what));
 }
 
 constexpr const char* kUseBase = "quantise the BF16 base model instead";
@@ -44,7 +45,8 @@ void refuse_other_formats(const std::string& directory) {
     const auto text = [&](const char* key) {
       return polar.contains(key) && polar[key].is_string() ? polar[key].get<std::string>() : "";
     };
-    if (text("format").rfind("hlwq-", 0) == 0) refuse(directory, "F4 (\"" + text("format") + "\" in polar_config.json)", kUseBase);
+    if (text("format").rfind("hlwq-", 0) == 0)
+      refuse(directory, "F4 (\"" + shown(text("format")) + "\" in polar_config.json)", kUseBase);
     if (text("weight_format") == "torchao_int4") refuse(directory, "F5 (torchao INT4): it holds no PolarQuant codes", kUseBase);
     if (polar.contains("block_size")) json_integer(polar, "block_size", polar_path, kBlock, kBlock);
   }
@@ -57,7 +59,7 @@ void refuse_other_formats(const std::string& directory) {
       const std::string method = named != quantization.end() && named->is_string() ? named->get<std::string>() : "unnamed";
       if (method == "compressed-tensors" || method == "gptq")
         refuse(directory, fmt::format("F6 (INT4, quantization_config \"{}\"): it holds no PolarQuant codes", method), kUseBase);
-      throw Error(ErrorKind::input, fmt::format("{} says quant_method \"{}\"; {}", config_path, method, kUseBase));
+      throw Error(ErrorKind::input, fmt::format("{} says quant_method \"{}\"; {}", config_path, shown(method), kUseBase));
     }
   }
 }
@@ -66,11 +68,11 @@ PublishedFormat published_format(const SafetensorsDirectory& tensors) {
   bool codes = false, raw = false, scaled = false;
   for (const auto& [name, location] : tensors.tensors()) {
     if (ends_with(name, ".weight__packed") || ends_with(name, ".weight__meta"))
-      refuse(tensors.directory(), "F4 (hlwq, key \"" + name + "\")", kUseBase);
+      refuse(tensors.directory(), "F4 (hlwq, key \"" + shown(name) + "\")", kUseBase);
     if (ends_with(name, "__packed") || ends_with(name, "__meta"))
-      refuse(tensors.directory(), "F3 (bit-packed, key \"" + name + "\")", kUseBase);
+      refuse(tensors.directory(), "F3 (bit-packed, key \"" + shown(name) + "\")", kUseBase);
     if (ends_with(name, ".weight_packed") || ends_with(name, ".qweight"))
-      refuse(tensors.directory(), "F6 (INT4, key \"" + name + "\"): it holds no PolarQuant codes", kUseBase);
+      refuse(tensors.directory(), "F6 (INT4, key \"" + shown(name) + "\"): it holds no PolarQuant codes", kUseBase);
     codes = codes || ends_with(name, ".codes");
     raw = raw || ends_with(name, ".ct");
     scaled = scaled || ends_with(name, ".ct_scaled");
@@ -120,7 +122,7 @@ CodedTensor open_coded_tensor(const SafetensorsDirectory& tensors, const std::st
   CodedTensor result;
   result.name = name;
   const SafetensorsLocation* codes = tensors.find(name + ".codes");
-  if (codes == nullptr) throw Error(ErrorKind::input, fmt::format("{} lacks \"{}.codes\"", tensors.directory(), name));
+  if (codes == nullptr) throw Error(ErrorKind::input, fmt::format("{} lacks \"{}.codes\"", tensors.directory(), shown(name)));
   result.codes = *codes;
   const SafetensorsLocation* norms = tensors.find(name + ".norms");
   const SafetensorsLocation* raw = tensors.find(name + ".ct");

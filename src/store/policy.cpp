@@ -4,10 +4,12 @@
 #include <fmt/format.h>
 #include <fnmatch.h>
 
+#include <algorithm>
 #include <sstream>
 
 #include "base/error.h"
 #include "base/limits.h"
+#include "base/utf8.h"
 
 namespace pq {
 namespace {
@@ -74,7 +76,7 @@ void Policy::add_rules(const std::string& text, const std::string& path) {
   std::istringstream lines(text);
   std::string line;
   for (int number = 1; std::getline(lines, line); ++number) {
-    line = line.substr(0, line.find('#'));
+    line.resize(std::min(line.size(), line.find('#')));
     std::istringstream words(line);
     std::string glob, format, extra;
     if (!(words >> glob)) continue;
@@ -84,7 +86,7 @@ void Policy::add_rules(const std::string& text, const std::string& path) {
       throw Error(ErrorKind::input, fmt::format("{}: a glob of {} bytes, at most {} are read", where, glob.size(), kMaxGlobBytes));
     Encoding encoding;
     if (!try_parse_encoding(format, &encoding))
-      throw Error(ErrorKind::input, fmt::format("{}: unknown format \"{}\"; known are {}", where, format, encoding_names()));
+      throw Error(ErrorKind::input, fmt::format("{}: unknown format \"{}\"; known are {}", where, shown(format), encoding_names()));
     if (static_cast<int64_t>(rules_.size()) >= kMaxPolicyRules) throw Error(ErrorKind::input, where + ": too many rules");
     rules_.push_back({glob, encoding, where});
   }
@@ -103,7 +105,7 @@ void Policy::check_rules(const std::vector<TensorSpec>& specs) const {
     if (!matched)
       throw Error(ErrorKind::input, fmt::format("{}: \"{}\" matches no matrix of this model; names look like "
                                                 "layers.0.mlp.down_proj.weight, small tensors are always kept",
-                                                rule.where, rule.glob));
+                                                rule.where, shown(rule.glob)));
   }
 }
 

@@ -20,6 +20,7 @@
 #include "base/process.h"
 #include "base/signals.h"
 #include "base/strict_json.h"
+#include "base/utf8.h"
 #include "store/checkpoint.h"
 #include "store/quantizer.h"
 #include "store/shard_store.h"
@@ -33,6 +34,8 @@ namespace fs = std::filesystem;
 constexpr const char* kJobName = "job.json";
 // Made by a rank that fails, so that the others stop at their next chunk and do not work on for minutes.
 constexpr const char* kFailedName = "job.failed";
+// A recipe lists every rule of its policy.
+constexpr size_t kShownRecipe = 400;
 constexpr size_t kWorstTensors = 10;
 constexpr const char* kCopiedFiles[] = {
     "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja",
@@ -125,14 +128,16 @@ bool prepare_destination(const StoreJob& job, const Plan& plan) {
   } else if (path_exists(manifest_path)) {
     const Manifest manifest = parse_manifest(read_text_file(manifest_path, kMaxManifestBytes), manifest_path);
     if (manifest.fingerprint != plan.fingerprint)
-      refuse(dst, fmt::format("holds a store made otherwise ({}; {})", manifest.source, manifest.recipe));
+      refuse(dst, fmt::format("holds a store{} made otherwise ({}; {})",
+                              manifest.minor == kStoreMinor ? "" : fmt::format(" of version {}.{}", kStoreMajor, manifest.minor),
+                              shown(manifest.source), shown(manifest.recipe, kShownRecipe)));
     const StoreReader complete(dst);
     return true;
   } else if (path_exists(job_path)) {
     const nlohmann::json old = parse_strict_json(read_text_file(job_path, kMaxManifestBytes), job_path);
     if (json_string(old, "fingerprint", job_path) != plan.fingerprint)
-      refuse(dst, fmt::format("holds an unfinished store made otherwise ({}; {})", json_string(old, "source", job_path),
-                              json_string(old, "recipe", job_path)));
+      refuse(dst, fmt::format("holds an unfinished store made otherwise ({}; {})", shown(json_string(old, "source", job_path)),
+                              shown(json_string(old, "recipe", job_path), kShownRecipe)));
   } else if (!fs::is_empty(dst)) {
     refuse(dst, "is not empty and holds no store");
   }

@@ -11,6 +11,7 @@
 #include "base/hash.h"
 #include "base/limits.h"
 #include "base/strict_json.h"
+#include "base/utf8.h"
 
 namespace pq {
 namespace {
@@ -23,34 +24,34 @@ constexpr int64_t kDataAlignment = 64;
 
 SafetensorsEntry parse_entry(const std::string& path, const std::string& name, const json& value, int64_t data_start,
                              int64_t data_bytes) {
-  const std::string where = fmt::format("{}: tensor \"{}\"", path, name);
-  if (!value.is_object()) bad(path, fmt::format("tensor \"{}\" is not an object", name));
-  if (value.size() != 3)
-    bad(path, fmt::format("tensor \"{}\" has {} fields, not dtype, shape and data_offsets", name, value.size()));
+  const std::string quoted = fmt::format("tensor \"{}\"", shown(name));
+  const std::string where = path + ": " + quoted;
+  if (!value.is_object()) bad(path, quoted + " is not an object");
+  if (value.size() != 3) bad(path, fmt::format("{} has {} fields, not dtype, shape and data_offsets", quoted, value.size()));
   SafetensorsEntry entry;
   entry.name = name;
   const std::string dtype = json_string(value, "dtype", where);
   if (!try_parse_dtype(dtype, &entry.dtype))
-    bad(path, fmt::format("tensor \"{}\" has element type \"{}\"; F32 BF16 F16 I8 U8 I32 I64 are read", name, dtype));
+    bad(path, fmt::format("{} has element type \"{}\"; F32 BF16 F16 I8 U8 I32 I64 are read", quoted, shown(dtype)));
   const json& shape = json_array(value, "shape", where);
   if (shape.size() > static_cast<size_t>(kMaxSafetensorsDims))
-    bad(path, fmt::format("tensor \"{}\" has {} dimensions, at most {} are read", name, shape.size(), kMaxSafetensorsDims));
+    bad(path, fmt::format("{} has {} dimensions, at most {} are read", quoted, shape.size(), kMaxSafetensorsDims));
   for (const json& dim : shape) entry.shape.push_back(json_as_integer(dim, where + " dimension", 0, INT64_MAX));
   const json& offsets = json_array(value, "data_offsets", where);
-  if (offsets.size() != 2) bad(path, fmt::format("tensor \"{}\" has {} data_offsets, not 2", name, offsets.size()));
+  if (offsets.size() != 2) bad(path, fmt::format("{} has {} data_offsets, not 2", quoted, offsets.size()));
   const int64_t begin = json_as_integer(offsets[0], where + " data_offsets", 0, INT64_MAX);
   const int64_t end = json_as_integer(offsets[1], where + " data_offsets", 0, INT64_MAX);
   if (begin > end || end > data_bytes)
-    bad(path, fmt::format("tensor \"{}\" lies at bytes {}..{} of {} bytes of data", name, begin, end, data_bytes));
+    bad(path, fmt::format("{} lies at bytes {}..{} of {} bytes of data", quoted, begin, end, data_bytes));
   int64_t count = 0;
   try {
     count = checked_count(entry.shape);
   } catch (const Error& e) {
-    bad(path, fmt::format("tensor \"{}\": {}", name, e.what()));
+    bad(path, fmt::format("{}: {}", quoted, e.what()));
   }
   // Both factors are bounded (2^62 and 8), so the comparison by division cannot overflow.
   if ((end - begin) % dtype_bytes(entry.dtype) != 0 || (end - begin) / dtype_bytes(entry.dtype) != count)
-    bad(path, fmt::format("tensor \"{}\" of shape {} and type {} has {} bytes", name, shape_text(entry.shape), dtype, end - begin));
+    bad(path, fmt::format("{} of shape {} and type {} has {} bytes", quoted, shape_text(entry.shape), dtype, end - begin));
   entry.offset = data_start + begin;
   entry.bytes = end - begin;
   return entry;
@@ -84,11 +85,11 @@ SafetensorsFile SafetensorsFile::open(const std::string& path) {
     if (static_cast<int64_t>(name.size()) > kMaxSafetensorsNameBytes)
       bad(path, fmt::format("a tensor name of {} bytes, at most {} are read", name.size(), kMaxSafetensorsNameBytes));
     if (std::any_of(name.begin(), name.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }))
-      bad(path, fmt::format("the tensor name {} holds a control character", json(name).dump()));
+      bad(path, fmt::format("the tensor name {} holds a control character", json_excerpt(json(name))));
     if (name == "__metadata__") {
       if (!value.is_object()) bad(path, "__metadata__ is not an object");
       for (const auto& [key, text] : value.items()) {
-        if (!text.is_string()) bad(path, fmt::format("__metadata__ \"{}\" is not a string", key));
+        if (!text.is_string()) bad(path, fmt::format("__metadata__ \"{}\" is not a string", shown(key)));
         result.metadata_[key] = text.get<std::string>();
       }
       continue;
@@ -101,9 +102,9 @@ SafetensorsFile SafetensorsFile::open(const std::string& path) {
   });
   int64_t covered = data_start;
   for (const SafetensorsEntry& entry : result.entries_) {
-    if (entry.offset < covered) bad(path, fmt::format("tensor \"{}\" overlaps the one before it", entry.name));
+    if (entry.offset < covered) bad(path, fmt::format("tensor \"{}\" overlaps the one before it", shown(entry.name)));
     if (entry.offset > covered)
-      bad(path, fmt::format("{} bytes before tensor \"{}\" belong to no tensor", entry.offset - covered, entry.name));
+      bad(path, fmt::format("{} bytes before tensor \"{}\" belong to no tensor", entry.offset - covered, shown(entry.name)));
     covered = entry.offset + entry.bytes;
   }
   if (covered != result.size_) bad(path, fmt::format("{} bytes at the end belong to no tensor", result.size_ - covered));

@@ -9,6 +9,7 @@
 #include "base/hash.h"
 #include "base/limits.h"
 #include "base/strict_json.h"
+#include "base/utf8.h"
 #include "store/safetensors.h"
 
 namespace pq {
@@ -18,11 +19,12 @@ std::map<std::string, std::string> read_weight_map(const std::string& path) {
   const nlohmann::json index = parse_strict_json(read_text_file(path, kMaxSafetensorsIndexBytes), path);
   std::map<std::string, std::string> files;
   for (const auto& [tensor, file] : json_object(index, "weight_map", path).items()) {
-    if (!file.is_string()) throw Error(ErrorKind::input, fmt::format("{}: the file of \"{}\" is not a string", path, tensor));
+    if (!file.is_string())
+      throw Error(ErrorKind::input, fmt::format("{}: the file of \"{}\" is not a string", path, shown(tensor)));
     const std::string name = file.get<std::string>();
     if (!is_plain_file_name(name))
       throw Error(ErrorKind::input, fmt::format("{}: {} is said to be in {}, which is not a plain file name", path,
-                                                nlohmann::json(tensor).dump(), file.dump()));
+                                                json_excerpt(nlohmann::json(tensor)), json_excerpt(file)));
     files[tensor] = name;
   }
   return files;
@@ -73,17 +75,18 @@ SafetensorsDirectory SafetensorsDirectory::open(const std::string& directory) {
         const auto expected = weight_map.find(entry.name);
         if (expected == weight_map.end() || expected->second != name)
           throw Error(ErrorKind::input,
-                      fmt::format("{} holds \"{}\", which the index {}", path, entry.name,
-                                  expected == weight_map.end() ? "does not name" : "places in " + expected->second));
+                      fmt::format("{} holds \"{}\", which the index {}", path, shown(entry.name),
+                                  expected == weight_map.end() ? "does not name" : "places in " + shown(expected->second)));
       }
       if (!result.tensors_.emplace(entry.name, SafetensorsLocation{file, &entry}).second)
         throw Error(ErrorKind::input,
-                    fmt::format("{} holds \"{}\", which another file of the directory holds too", path, entry.name));
+                    fmt::format("{} holds \"{}\", which another file of the directory holds too", path, shown(entry.name)));
     }
   }
   for (const auto& [tensor, file] : weight_map)
     if (result.tensors_.count(tensor) == 0)
-      throw Error(ErrorKind::input, fmt::format("{} places \"{}\" in {}, which does not hold it", index_path, tensor, file));
+      throw Error(ErrorKind::input,
+                  fmt::format("{} places \"{}\" in {}, which does not hold it", index_path, shown(tensor), shown(file)));
   return result;
 }
 

@@ -9,6 +9,7 @@
 
 #include "base/activity.h"
 #include "base/error.h"
+#include "base/utf8.h"
 #include "text/tokenizer_file.h"
 #include "text/unicode.h"
 
@@ -16,6 +17,7 @@ namespace pq {
 
 Tokenizer load_tokenizer(const std::string& path) { return Tokenizer(load_tokenizer_file(path)); }
 
+// cppcheck-suppress passedByValue ; moved from, member by member
 Tokenizer::Tokenizer(TokenizerFile file)
     : tokens_(std::move(file.tokens)),
       added_(std::move(file.added)),

@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "base/limits.h"
 #include "base/strict_json.h"
+#include "base/utf8.h"
 #include "text/unicode.h"
 
 namespace pq {
@@ -66,7 +67,7 @@ struct Source {
     if (!value.is_number_integer()) fail("the id of " + in_quotes(content) + " is " + value.type_name() + ", an integer is needed");
     const bool in_range = value.is_number_unsigned() ? value.get<uint64_t>() < static_cast<uint64_t>(kMaxTokenIds) : false;
     if (!in_range)
-      fail("the id of " + in_quotes(content) + " is " + value.dump() + ", ids are 0 to " + std::to_string(kMaxTokenIds - 1));
+      fail("the id of " + in_quotes(content) + " is " + json_excerpt(value) + ", ids are 0 to " + std::to_string(kMaxTokenIds - 1));
     return value.get<int32_t>();
   }
 
@@ -124,6 +125,16 @@ class ByteLetters {
   std::array<int16_t, 0x144> byte_of_;
 };
 
+// Makes the table of tokens reach `id`. A few bytes of a file must not ask for a table of millions: `expected` ids and
+// kMaxUnusedTokenIds more are believed.
+void make_room(const Source& source, int32_t id, size_t expected, TokenizerFile* file) {
+  if (static_cast<size_t>(id) < file->tokens.size()) return;
+  if (id >= static_cast<int64_t>(expected) + kMaxUnusedTokenIds)
+    source.fail("the id " + std::to_string(id) + " leaves more than " + std::to_string(kMaxUnusedTokenIds) +
+                " ids before it without a token, the limit");
+  file->tokens.resize(id + size_t{1});
+}
+
 bool occurs_in_utf8(int byte) { return byte != 0xC0 && byte != 0xC1 && byte < 0xF5; }
 
 using Vocabulary = std::unordered_map<std::string_view, int32_t>;
@@ -137,7 +148,7 @@ Vocabulary read_vocabulary(const Source& source, const Json& model, TokenizerFil
     const std::string& letter_text = item.first;
     if (letter_text.empty()) source.fail("model.vocab has an empty token");
     const int32_t id = source.id_of(item.second, letter_text);
-    if (file->tokens.size() <= static_cast<size_t>(id)) file->tokens.resize(id + size_t{1});
+    make_room(source, id, entries.size(), file);
     if (!file->tokens[id].empty())
       source.fail("id " + std::to_string(id) + " belongs to two tokens, " + in_quotes(file->tokens[id]) + " and " +
                   in_quotes(letter_text));
@@ -260,7 +271,7 @@ void add_token(const Source& source, const Json& entry, const Json& id_value, To
   }
   if (static_cast<int64_t>(file->added.size()) == kMaxAddedTokens)
     source.fail("more than " + std::to_string(kMaxAddedTokens) + " added tokens");
-  if (file->tokens.size() <= static_cast<size_t>(token.id)) file->tokens.resize(token.id + size_t{1});
+  make_room(source, token.id, file->tokens.size(), file);
   std::string& bytes = file->tokens[token.id];
   if (!bytes.empty() && bytes != token.content)
     source.fail(where + " has id " + std::to_string(token.id) + ", which belongs to " + in_quotes(bytes) + " in model.vocab");

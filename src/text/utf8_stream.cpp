@@ -1,7 +1,7 @@
 // Implementation of utf8_stream.h.
 #include "text/utf8_stream.h"
 
-#include "text/unicode.h"
+#include "base/utf8.h"
 
 namespace pq {
 

@@ -1,6 +1,7 @@
 // Any bytes as a prompt: UTF-8, NFC, splitting, merges, and back. Input: plain text and, behind a NUL, text with added tokens.
 #include "fuzz/fuzz_support.h"
 #include "fuzz/fuzz_tokens.h"
+#include "text/unicode.h"
 #include "text/utf8_stream.h"
 
 using namespace pq;

@@ -3,9 +3,9 @@
 
 #include <string>
 
+#include "base/utf8.h"
 #include "fuzz/fuzz_support.h"
 #include "text/tokenizer.h"
-#include "text/unicode.h"
 
 namespace pq::fuzz {
 

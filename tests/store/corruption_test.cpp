@@ -184,6 +184,14 @@ TEST_F(Corruption, AStoreOfVersion10IsRead) {
   for (ordered_json& shard : root["shards"]) shard.erase("frame_xxh3");
   write_manifest(root);
   EXPECT_NO_THROW(load_all());
+  // Made again it would be of this version: it says so, and how.
+  root["fingerprint"] = "0123456789abcdef";
+  write_manifest(root);
+  const std::string again = error_of(ErrorKind::usage, [&] {
+    testing::make_store({.source = dir_ / "hf", .destination = dir_ / "store", .specs = model_.specs});
+  });
+  EXPECT_HAS(again, "holds a store of version 1.0 made otherwise");
+  EXPECT_HAS(again, "replace it with --force");
   EXPECT_HAS(manifest_error([](ordered_json& r) { r["version"] = {1, 1}; }), "lacks \"frame_xxh3\"");
 }
 

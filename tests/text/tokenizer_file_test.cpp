@@ -186,7 +186,11 @@ TEST(TokenizerFile, IdsAndNamesAtTheLimitsAndBeyond) {
     file["added_tokens"].push_back(token);
     return testing::load_small_tokenizer(file).vocab_size();
   };
-  EXPECT_EQ(load(added_token(4'194'303, "<x>", true)), 4'194'304);
+  const auto ids = static_cast<int64_t>(testing::load_small_tokenizer(small_tokenizer()).vocab_size());
+  EXPECT_EQ(load(added_token(ids + 65'535, "<x>", true)), ids + 65'536);
+  expect_refused([&](json& f) { f["added_tokens"].push_back(added_token(ids + 65'536, "<x>", true)); },
+                 "the id " + std::to_string(ids + 65'536) + " leaves more than 65536 ids before it without a token");
+  expect_refused([](json& f) { f["model"]["vocab"]["zz"] = 4'194'303; }, "the id 4194303 leaves more than 65536 ids");
   EXPECT_EQ(load(added_token(305, std::string(1024, 'x'), true)), 306);
   const auto vocab = [](const json& id) { return [id](json& f) { f["model"]["vocab"]["zz"] = id; }; };
   for (const uint64_t id :

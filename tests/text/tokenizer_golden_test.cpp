@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "base/file.h"
+#include "base/utf8.h"
 #include "text/tokenizer.h"
-#include "text/unicode.h"
 #include "text/utf8_stream.h"
 
 namespace pq {

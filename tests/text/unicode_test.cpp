@@ -5,6 +5,8 @@
 
 #include <string>
 
+#include "base/utf8.h"
+
 namespace pq {
 namespace {
 
@@ -89,7 +91,7 @@ TEST(Unicode, SortsALongRunOfMarksInReasonableTime) {
 
 TEST(Unicode, QuotesForOneLine) {
   EXPECT_EQ(in_quotes("a\nb\xFF"), "'a?b?'");
-  EXPECT_EQ(in_quotes(std::string(41, 'x')), "'" + std::string(40, 'x') + "...'");
+  EXPECT_EQ(in_quotes(std::string(81, 'x')), "'" + std::string(80, 'x') + "...'");
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "base/random.h"
-#include "text/unicode.h"
+#include "base/utf8.h"
 
 namespace pq {
 namespace {
