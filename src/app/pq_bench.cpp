@@ -106,7 +106,7 @@ std::optional<std::string> parse(int argc, char** argv, BenchOptions* o) {
   add_job_flags(app.get(), &o->job);
   app->add_flag("--json", o->json, "JSON on standard output");
   app->add_flag("--csv", o->csv, "CSV on standard output");
-  const auto text = parse_command_line(app.get(), argc, argv);
+  auto text = parse_command_line(app.get(), argc, argv);
   if (text) return text;
   if (o->what == "load" && o->model.model.empty()) throw Error(ErrorKind::usage, "load needs -m, the store or checkpoint to read");
   if (o->what == "quantize" && !o->model.model.empty())
@@ -236,7 +236,7 @@ int run(Session& session, int argc, char** argv) {
   }
 
   const int64_t loaded = peak_resident_bytes();
-  // What is timed reports nothing, except steps of a model.
+  // What is timed reports when a repetition ends, and the steps of a model.
   enter_phase(Phase::measure);
   if (!device) report.before = measure_roofs(comm, on, *model.backend, roof_bytes);
   std::optional<RoofMeter> meter;

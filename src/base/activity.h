@@ -11,7 +11,7 @@
 
 namespace pq {
 
-// Ranks in the phases `idle` (waiting for a request or a reader) and `measure` (benchmark loops) owe no progress.
+// Ranks in the phase `idle` (waiting for a request or a reader) owe no progress.
 enum class Phase : uint8_t { start, load, quantise, prefill, decode, measure, idle, exit };
 enum class Collective : uint8_t { none, all_reduce, all_gather, gather, broadcast, barrier, finalize };
 
@@ -21,7 +21,7 @@ struct Activity {
   int layer = -1;     // or the shard that is quantised; -1: none
   uint32_t step = 0;  // steps begun so far
 
-  bool owes_progress() const { return phase != Phase::idle && phase != Phase::measure; }
+  bool owes_progress() const { return phase != Phase::idle; }
 };
 
 inline constexpr int kWaitsForNobody = -1;

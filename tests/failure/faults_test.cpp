@@ -18,7 +18,7 @@ constexpr const char* kWatchdog = "1.5";
 constexpr double kStallSeconds = 6.5;
 
 struct Case {
-  const char* program;  // run, quantize or ppl
+  const char* program;  // run, quantize or bench
   int ranks;
   const char* fault;
   int code;
@@ -35,6 +35,8 @@ std::string name_of(const testing::TestParamInfo<Case>& info) {
 }
 
 Words arguments(const std::string& program, const std::string& directory) {
+  if (program == "bench")
+    return {"decode", "-m", test::demo_path(), "-n", "2", "-r", "1", "--working-set", "2", "--watchdog", kWatchdog};
   if (program == "quantize") return {test::demo_path(), directory + "/store", "--watchdog", kWatchdog};
   return {"-m", test::demo_path(), "-p", "Once upon a time", "-n", "8", "--temp", "0", "--watchdog", kWatchdog};
 }
@@ -89,6 +91,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"run", 4, "stop:prefill:rank=1:layer=2", 75, "no progress for 1.5 s in all_reduce of prefill.* waits for rank 1"},
         Case{"run", 2, "stop:decode:rank=0:step=3", 75, "^pq-run.1.: no progress .* rank 0, which is in decode, step 3 "},
         Case{"run", 2, "stop:all_reduce:rank=1:step=2", 75, "no progress for 1.5 s in all_reduce of decode"},
+        Case{"bench", 2, "stop:measure:rank=1", 75, "^pq-bench.0.: no progress .* rank 1, which is in measure on .*stopped$"},
         Case{"run", 2, "stop:finalize:rank=1", 75, "no progress for 1.5 s in finalize of exit"},
         Case{"run", 2, "hang:decode:rank=1:step=3:layer=4", 75, "in decode, layer 4, step 3 on"},
         Case{"run", 0, "hang:decode:step=3:layer=4", 75, "^pq-run: no progress for 1.5 s in decode, layer 4, step 3 on"}),
