@@ -120,6 +120,7 @@ class LiveJob {
   std::string err() const { return read_file(path("err")); }
   void say(const std::string& text) { EXPECT_EQ(write(input_, text.data(), text.size()), static_cast<ssize_t>(text.size())); }
   void signal(int number) { kill(process_, number); }
+  pid_t process() const { return process_; }
   // Until `condition` holds; false after 30 s.
   template <typename Condition>
   bool wait_until(const Condition& condition) const {
