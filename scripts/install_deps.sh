@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Installs the Debian packages pq is built from: only those that are missing, as root or through sudo, without questions.
+#   install_deps.sh [--lint]      --lint: what scripts/lint.sh and scripts/fuzz.sh need as well
 set -euo pipefail
 
 packages=(g++ cmake ninja-build pkg-config git ca-certificates libopenmpi-dev openmpi-bin libhdf5-dev libgtest-dev libgmock-dev
   nlohmann-json3-dev libcli11-dev libfmt-dev libpcre2-dev libutf8proc-dev libxxhash-dev libssl-dev)
+[ "${1-}" != --lint ] || packages+=(clang-14 clang-tidy-14 libclang-rt-14-dev cppcheck)
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
   echo "install_deps.sh: no apt-get here; pq needs what Debian calls: ${packages[*]}" >&2

@@ -92,6 +92,7 @@ std::vector<Row> sum_classes(const std::vector<Row>& tensors) {
     sum.squared_norm += tensor.squared_norm;
   }
   std::vector<Row> rows;
+  rows.reserve(sums.size());
   for (auto& [key, row] : sums) rows.push_back(std::move(row));
   return rows;
 }

@@ -54,7 +54,7 @@ std::optional<std::string> parse(int argc, char** argv, QuantizeOptions* o) {
   add_job_flags(app.get(), &o->job);
   app->add_flag("--force", o->force, "replace a store that was made otherwise");
   app->add_flag("--json", o->json, "the report as JSON on standard output");
-  const auto text = parse_command_line(app.get(), argc, argv);
+  auto text = parse_command_line(app.get(), argc, argv);
   if (text || o->export_kind.empty()) return text;
   for (const char* flag : {"--format", "--policy", "--table", "--no-scale-search", "--through"}) {
     if (app->count(flag) > 0)

@@ -138,9 +138,9 @@ void expect_end(int code) {
 const char* host_name() { return host; }
 
 void install_signal_handlers() {
-  if (gethostname(host, sizeof host - 1) != 0) std::strcpy(host, "?");
+  if (gethostname(host, sizeof host - 1) != 0) host[0] = '?';
   if (const char* path = std::getenv("PQ_LAST_WORDS"); path != nullptr && std::strlen(path) < sizeof marker_path)
-    std::strcpy(marker_path, path);
+    std::memcpy(marker_path, path, std::strlen(path) + 1);
   stack_t stack{};
   stack.ss_sp = handler_stack;
   stack.ss_size = sizeof handler_stack;

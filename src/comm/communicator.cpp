@@ -118,6 +118,7 @@ class ThreadCommunicator : public Communicator {
     team_->enter(rank_, {Operation::all_reduce_sum, count, nullptr, data});
     // Each rank reduces its share of the elements in the buffers of all ranks.
     std::vector<float*> buffers;
+    buffers.reserve(static_cast<size_t>(ranks));
     for (int rank = 0; rank < size(); ++rank) buffers.push_back(static_cast<float*>(team_->call(rank).out));
     if (ranks > 1) tree_sum(buffers.data(), size(), count * rank_ / ranks, count * (rank_ + 1) / ranks);
     team_->wait();

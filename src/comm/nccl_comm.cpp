@@ -102,7 +102,7 @@ class NcclSum : public DeviceSum {
       call(nccl().init(&comm_, ranks_, all[0].id, rank_, &config), "ncclCommInitRankConfig");
       wait_until_ready("ncclCommInitRankConfig");
     } catch (...) {
-      abort();
+      NcclSum::abort();
       throw;
     }
   }
@@ -116,7 +116,7 @@ class NcclSum : public DeviceSum {
       wait_until_ready("ncclCommFinalize");
       nccl().destroy(comm_);
     } catch (const Error&) {
-      abort();
+      NcclSum::abort();
     }
   }
 

@@ -11,8 +11,9 @@ using namespace pq;
 
 namespace {
 
-constexpr int64_t kLargestShard = 1 << 20;
-constexpr int64_t kLargestTensor = 1 << 18;
+// Large enough for what a store of the corpus holds; every pass over it is instrumented.
+constexpr int64_t kLargestShard = 1 << 16;
+constexpr int64_t kLargestTensor = 1 << 16;
 
 void load_whole(StoreReader& store, const TensorRecord& record) {
   const WeightInfo info = store.info(record.spec);
