@@ -79,7 +79,7 @@ class TracedBackend : public Backend, public PinnedMemory {
   }
   void add(const AddArgs& args) override {
     backend_.add(args);
-    trace_.ended(StepKind::residual);
+    trace_.ended(StepKind::norms);
   }
   void causal_conv(const CausalConvArgs& args) override {
     backend_.causal_conv(args);

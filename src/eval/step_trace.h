@@ -14,10 +14,10 @@
 
 namespace pq {
 
-enum class StepKind : int { embedding, norms, rotation, products, delta_rule, attention, sums, residual, head, copies };
+enum class StepKind : int { embedding, norms, rotation, products, delta_rule, attention, sums, head, copies };
 // What a report calls them.
-inline constexpr std::array<const char*, 10> kStepKinds = {"embedding", "norms", "rotation", "products", "delta rule",
-                                                           "attention", "sums",  "residual", "head",     "copies"};
+inline constexpr std::array<const char*, 9> kStepKinds = {"embedding", "norms", "rotation", "products", "delta rule",
+                                                          "attention", "sums",  "head",     "copies"};
 
 class StepTrace {
  public:
