@@ -25,6 +25,7 @@ constexpr int kSignalCode = 128;
 std::atomic<int> stop_mode{static_cast<int>(StopMode::at_once)};
 std::atomic<int> stops{0};
 std::atomic<int> hints{0};
+std::atomic<int> deferred{0};  // stops that wait for the watchdog
 std::atomic<bool> interrupted{false};
 std::atomic<bool> may_exit{false};
 char marker_path[4096];
@@ -63,6 +64,17 @@ void on_crash(int signal, siginfo_t* info, void*) {
   _exit(stop_exit_code(signal));
 }
 
+// Of this node, and without having said that it may end.
+bool a_rank_has_died() {
+  const JobBoard& board = job_board();
+  for (int place = 0; place < board.records; ++place) {
+    const RankRecord& record = board.record[place];
+    const int process = record.process;
+    if (process > 0 && record.finished == 0 && kill(process, 0) != 0 && errno == ESRCH) return true;
+  }
+  return false;
+}
+
 bool is_interrupt(int signal) { return signal == SIGINT || signal == SIGUSR2; }
 
 void on_stop(int signal) {
@@ -80,7 +92,8 @@ void on_stop(int signal) {
     write_line("\n");
     _exit(stop_exit_code(signal));
   } else if (mode == StopMode::at_once || mode == StopMode::prompt || stops++ > 0) {
-    end_by(signal);
+    // A launcher ends the ranks that are left; which one died is what the watchdog is about to say.
+    if (is_interrupt(signal) || deferred++ > 0 || !a_rank_has_died()) end_by(signal);
   } else {
     int32_t none = 0;
     job_board().stop_signal.compare_exchange_strong(none, signal);
