@@ -124,7 +124,7 @@ std::vector<BenchRow> bench_sequence(const ModelConfig& config, const RuntimeOpt
                                      RoofMeter* meter, const std::vector<int64_t>& depths, int64_t working_set_bytes,
                                      int64_t repetitions);
 
-// All-reduce in host memory of one residual row and of a batch of 256 of them.
+// A barrier, and all-reduce in host memory of one residual row and of a batch of 256 of them.
 std::vector<BenchRow> bench_comm(Communicator& comm, int64_t hidden, int64_t repetitions);
 
 // All-reduce in device memory of 1, 4, 16, 64 and 256 residual rows by each way that `requested` leaves open (comm/sum_choice.h).

@@ -55,17 +55,21 @@ std::string reason_of(Communicator& comm, const std::string& mine) {
 
 std::vector<BenchRow> bench_comm(Communicator& comm, int64_t hidden, int64_t repetitions) {
   std::vector<BenchRow> rows;
+  const auto train = [&](BenchRow& row, int64_t calls, const auto& call) {
+    const double seconds = timed(comm, [&] {
+      for (int64_t i = 0; i < calls; ++i) call();
+    });
+    row.seconds.push_back(seconds / static_cast<double>(calls));
+  };
+  // What it takes to hear of one another, which a sum in the memory of a node does twice.
+  rows.emplace_back().name = "barrier";
+  for (int64_t i = 0; i < repetitions; ++i) train(rows.back(), calls_of(1), [&] { comm.barrier(); });
   for (const int64_t count : {hidden, 256 * hidden}) {
     std::vector<float> data(static_cast<size_t>(count), 1.0f);
     BenchRow row;
     row.name = fmt::format("all_reduce {} fp32", count);
-    const int64_t calls = calls_of(count / hidden);
     for (int64_t i = 0; i < repetitions; ++i) {
-      row.seconds.push_back(timed(comm,
-                                  [&] {
-                                    for (int64_t call = 0; call < calls; ++call) comm.all_reduce_sum(data.data(), count);
-                                  }) /
-                            static_cast<double>(calls));
+      train(row, calls_of(count / hidden), [&] { comm.all_reduce_sum(data.data(), count); });
       std::fill(data.begin(), data.end(), 1.0f);
     }
     rows.push_back(row);

@@ -65,7 +65,7 @@ INSTANTIATE_TEST_SUITE_P(All, Bench,
                                          Measurement{"kernels", {"-r", "1", "-d", "64"}, 55, 1, true, true, false},
                                          // 1024, 2048 and 3584 inputs, with and without scale search.
                                          Measurement{"quantize", {"-r", "1"}, 6, 1, false, false, false},
-                                         Measurement{"comm", {"-r", "2"}, 2, 2, false, false, false}),
+                                         Measurement{"comm", {"-r", "2"}, 3, 2, false, false, false}),
                          [](const auto& info) { return std::string(info.param.what); });
 
 TEST_P(Bench, MeasuresAtOneAndTwoRanks) {
@@ -188,7 +188,7 @@ TEST(BenchUsage, FormatsBackendsAndTables) {
   EXPECT_THAT(markdown.out, HasSubstr("rank 1: peak resident"));
   const auto csv = bench(0, "comm", small({"-r", "1", "--csv"}));
   EXPECT_EQ(csv.code, 0) << csv.err;
-  EXPECT_EQ(test::lines_of(csv.out).size(), 3u) << csv.out;
+  EXPECT_EQ(test::lines_of(csv.out).size(), 4u) << csv.out;
 }
 
 TEST(BenchUsage, Refusals) {
