@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/rows.h"
 
 namespace pq::cuda {
 namespace {
@@ -152,7 +153,9 @@ __global__ void __launch_bounds__(kThreads) attention_part_kernel(AttentionArgs 
 // One query head of one token. Every warp goes over the blocks by 32: the
 // largest score up to each is a prefix, which is exact in any order, so their
 // exponentials are taken side by side; sums and values are joined in order.
-__global__ void __launch_bounds__(kJoinThreads) attention_join_kernel(AttentionArgs a, const Span* rows, Parts parts) {
+// prepared: the head is whole blocks of the next matrix' input.
+__global__ void __launch_bounds__(kJoinThreads)
+    attention_join_kernel(AttentionArgs a, const Span* rows, Parts parts, bool prepared) {
   const int64_t dim = a.cache.head_dim;
   const Span span = rows[blockIdx.y];
   if (span.tokens == 0) return;
@@ -193,6 +196,10 @@ __global__ void __launch_bounds__(kJoinThreads) attention_join_kernel(AttentionA
     const int64_t i = threadIdx.x + c * kJoinThreads;
     if (i < dim) a.y[head * dim + i] = __fdiv_rn(__fdiv_rn(out[c], sum), one_plus_exp_minus(a.q_gate[head * 2 * dim + dim + i]));
   }
+  if (!prepared) return;
+  __syncthreads();
+  for (int64_t i = threadIdx.x / 32 * kBlock; i < dim; i += kJoinThreads / 32 * kBlock)
+    prepare_block(reinterpret_cast<const float4*>(a.y + head * dim + i)[lane], lane, a.prepared, (head * dim + i) / kBlock);
 }
 
 struct PartLaunch {
@@ -235,7 +242,8 @@ void launch_attention_rows(const AttentionArgs& args, const Span* device_rows, i
     parts.sums = reinterpret_cast<float2*>(scratch + count * args.heads * blocks * dim);
     with_kv_type(args.cache.type, PartLaunch{args, device_rows + first, count, parts, stream});
     const dim3 grid(static_cast<unsigned>(args.heads), static_cast<unsigned>(count));
-    launch("attention_join", attention_join_kernel, grid, kJoinThreads, 0, stream, args, device_rows + first, parts);
+    launch("attention_join", attention_join_kernel, grid, kJoinThreads, 0, stream, args, device_rows + first, parts,
+           args.prepared.wanted() && dim % kBlock == 0);
   }
 }
 

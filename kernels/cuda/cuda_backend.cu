@@ -367,7 +367,8 @@ void CudaBackend::attention(const AttentionArgs& args) {
     const int64_t tiles = static_cast<int64_t>(work.tiles.size());
     launch_attention_tiles(args, stage(work.tiles.data(), tiles), tiles, stream_);
   }
-  if (args.prepared.wanted()) launch_prepare(prepare_of(args), stream_);
+  const bool joined = work.tiles.empty() && args.cache.head_dim % kBlock == 0;
+  if (args.prepared.wanted() && !joined) prepare(prepare_of(args));
 }
 
 void CudaBackend::decode(const DecodeArgs& args) {

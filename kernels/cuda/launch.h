@@ -47,7 +47,8 @@ inline int64_t position_bucket(const Spans& spans) {
 void launch_causal_conv(const CausalConvArgs& args, const Span* device_spans, cudaStream_t stream);
 void launch_gated_delta(const GatedDeltaArgs& args, const Span* device_spans, cudaStream_t stream);
 void launch_attention_input(const AttentionInputArgs& args, const Span* device_spans, int64_t tokens, cudaStream_t stream);
-// Tokens of one position each, none of them beyond `positions`, on which alone the grid depends. scratch: attention_row_floats(...)
+// Tokens of one position each, none of them beyond `positions`, on which alone the grid depends; their coded form too, where it is
+// wanted and heads are whole blocks. scratch: attention_row_floats(...)
 // (kernels/device_memory.h).
 void launch_attention_rows(const AttentionArgs& args, const Span* device_rows, int64_t rows, int64_t positions, float* scratch,
                            cudaStream_t stream);

@@ -179,6 +179,29 @@ TEST_P(PreparedTest, AttentionIsAttentionThenPrepare) {
   }
 }
 
+// No tokens are legal, with and without a coded form.
+TEST_P(PreparedTest, NoTokensDoNothing) {
+  float y = 1.0f;
+  int8_t code = 1;
+  float scale = 1.0f;
+  const std::vector<float> gate_up(256 * 256), weight(256);
+  const Matrix matrix{.rows = 256, .cols = 256, .data = gate_up.data()};
+  const Prepared prepared{.codes = &code, .scales = &scale};
+  const Span span{.row = 0, .tokens = 0, .position = 3, .slot = 0};
+  std::vector<float> cache(256 * 8);
+  const KvCache kv{.type = KvType::f32, .k = cache.data(), .v = cache.data(), .kv_heads = 1, .context = 8, .head_dim = 256};
+  backend_->rms_norm(
+      {.y = &y, .x = &y, .weight = weight.data(), .rows = 0, .dim = 256, .eps = 1, .weight_offset = 0, .prepared = prepared});
+  backend_->gated_rms_norm(
+      {.y = &y, .x = &y, .gate = &y, .weight = weight.data(), .rows = 0, .dim = 256, .eps = 1, .prepared = prepared});
+  backend_->swiglu({.y = &y, .x = {.tokens = 0, .dim = 256, .raw = &y}, .gate = matrix, .up = matrix, .prepared = prepared});
+  for (const int64_t spans : {0, 1})
+    backend_->attention({.y = &y, .q = &y, .q_gate = &y, .heads = 1, .cache = kv, .spans = {&span, spans}, .prepared = prepared});
+  EXPECT_EQ(y, 1.0f);
+  EXPECT_EQ(code, 1);
+  EXPECT_EQ(scale, 1.0f);
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends, PreparedTest, ::testing::ValuesIn(every_backend()), backend_test_name);
 
 }  // namespace
