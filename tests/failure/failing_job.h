@@ -73,7 +73,7 @@ inline FailedJob run_with_fault(const std::string& fault, const Words& command) 
   words.insert(words.end(), command.begin(), command.end());
   FailedJob job;
   job.result = run_process(words, "", 60);
-  const double limit = now_seconds() + 20;
+  const double limit = now_seconds() + 20 * kTimeFactor;
   while (processes_with(mark) > 0 && now_seconds() < limit) usleep(5000);
   const double end = now_seconds();
   struct stat info {};
@@ -121,10 +121,10 @@ class LiveJob {
   void say(const std::string& text) { EXPECT_EQ(write(input_, text.data(), text.size()), static_cast<ssize_t>(text.size())); }
   void signal(int number) { kill(process_, number); }
   pid_t process() const { return process_; }
-  // Until `condition` holds; false after 30 s.
+  // Until `condition` holds; false after 30 s (by kTimeFactor).
   template <typename Condition>
   bool wait_until(const Condition& condition) const {
-    for (const double limit = now_seconds() + 30; now_seconds() < limit; usleep(2000))
+    for (const double limit = now_seconds() + 30 * kTimeFactor; now_seconds() < limit; usleep(2000))
       if (condition()) return true;
     return false;
   }

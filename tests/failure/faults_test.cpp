@@ -60,7 +60,7 @@ TEST_P(Fault, OneLineOneCodeAndNobodyLeft) {
   ASSERT_EQ(job.lines.size(), 1u) << job.result.err;
   EXPECT_THAT(job.lines[0], testing::ContainsRegex(param.line));
   const bool stalls = job.lines[0].find("no progress") != std::string::npos;
-  EXPECT_LT(job.seconds_to_end, stalls ? kStallSeconds : kDeathSeconds);
+  EXPECT_LT(job.seconds_to_end, (stalls ? kStallSeconds : kDeathSeconds) * test::kTimeFactor);
   std::printf("| %s | %d | `%s` | `%s` | %d | %.1f s |\n", program.c_str(), param.ranks, param.fault, job.lines[0].c_str(),
               job.result.code, job.seconds_to_end);
 }

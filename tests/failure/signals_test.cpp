@@ -44,7 +44,7 @@ TEST(StopSignals, NothingToFinishEndsAtOnce) {
   EXPECT_EQ(job.result.code, 143) << job.result.err;
   ASSERT_EQ(job.lines.size(), 1u) << job.result.err;
   EXPECT_THAT(job.lines[0], HasSubstr("ended by SIGTERM in load, layer 1 on "));
-  EXPECT_LT(job.seconds_to_end, 5);
+  EXPECT_LT(job.seconds_to_end, 5 * test::kTimeFactor);
 }
 
 TEST(StopSignals, QuantisationRecordsItsShards) {
@@ -82,15 +82,16 @@ TEST(StopSignals, TheLauncherPassesThemOnAndTheSecondEndsAtOnce) {
   EXPECT_THAT(job.err(), HasSubstr("stopped by SIGUSR1"));
 
   // A hanging rank never comes to its next look.
-  test::LiveJob stuck(test::launched(2, "pq-run", generation("60")), {"PQ_FAULT=hang:decode:rank=0:step=3"});
-  ASSERT_TRUE(stuck.wait_until([&] { return stuck.err().find("loaded") != std::string::npos; }));
-  usleep(200'000);
+  const std::string mark = directory.path() + "/acted";
+  test::LiveJob stuck(test::launched(2, "pq-run", generation("60")),
+                      {"PQ_FAULT=hang:decode:rank=0:step=3", "PQ_FAULT_MARK=" + mark});
+  ASSERT_TRUE(stuck.wait_until([&] { return std::filesystem::exists(mark); })) << stuck.err();
   const double start = test::now_seconds();
   stuck.signal(SIGTERM);
-  usleep(100'000);
+  usleep(static_cast<useconds_t>(100'000 * test::kTimeFactor));
   stuck.signal(SIGTERM);
   EXPECT_EQ(stuck.finish(), 143);
-  EXPECT_LT(test::now_seconds() - start, 5);
+  EXPECT_LT(test::now_seconds() - start, 5 * test::kTimeFactor);
   EXPECT_THAT(stuck.err(), HasSubstr("ended by "));
 }
 

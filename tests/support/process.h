@@ -17,6 +17,13 @@
 
 namespace pq::test {
 
+// Limits of time are multiplied by it: sanitizers slow everything, arithmetic most.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr double kTimeFactor = 10;
+#else
+inline constexpr double kTimeFactor = 1;
+#endif
+
 struct ProcessResult {
   int code = -1;  // exit code, 128 + signal, or -1 when the deadline passed
   std::string out;
@@ -34,7 +41,8 @@ inline const std::vector<std::pair<std::string, std::string>>& mpi_environment()
   return entries;
 }
 
-// Runs `command` (argv, searched in PATH) in a process group of its own, which is killed when `limit_seconds` pass.
+// Runs `command` (argv, searched in PATH) in a process group of its own, which is killed when `limit_seconds` (by kTimeFactor)
+// pass.
 inline ProcessResult run_process(const std::vector<std::string>& command, const std::string& input = "",
                                  double limit_seconds = 60) {
   int in[2], out[2], err[2];
@@ -90,7 +98,7 @@ inline ProcessResult run_process(const std::vector<std::string>& command, const 
         streams.erase(streams.begin() + static_cast<ptrdiff_t>(i));
       }
     }
-    late = elapsed() > limit_seconds;
+    late = elapsed() > limit_seconds * kTimeFactor;
   }
   if (late) kill(-child, SIGKILL);
   for (const auto& stream : streams) close(stream.first);
