@@ -253,7 +253,9 @@ MemoryPlan plan_memory(const ModelConfig& config, const RuntimeOptions& options,
     plan.communication = 4 * logits + (ranks > 1 ? ranks * kWindowRankBytes : 0);
     plan.process = kProcessBytes;
   } else {
-    plan.workspace += device_workspace_bytes(config, options, ranks) + loading_bytes;
+    plan.workspace += device_workspace_bytes(config, options, ranks);
+    // State and workspace are taken when the weights are there.
+    plan.workspace = std::max(plan.workspace, loading_bytes - plan.kv_cache - plan.delta_state - plan.conv_state);
     if (ranks > 1) plan.communication = push_sum_bytes(ranks) + (options.nccl ? kNcclBytes : 0);
     plan.process = kDeviceContextBytes;
   }

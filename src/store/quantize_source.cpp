@@ -18,7 +18,8 @@ QuantizingSource::QuantizingSource(const std::string& directory, const std::vect
                                    Backend& backend)
     : checkpoint_(std::make_unique<Checkpoint>(Checkpoint::open(directory, specs))),
       specs_(specs),
-      quantizer_(*checkpoint_, recipe, backend) {
+      quantizer_(*checkpoint_, recipe, backend),
+      on_host_(backend.host_pointer(backend.allocate(1)) != nullptr) {
   recipe.policy.check_rules(specs);
   for (const TensorSpec& spec : specs) quantizer_.plan(spec);
 }

@@ -18,7 +18,7 @@ class QuantizingSource : public WeightSource {
 
   WeightInfo info(const TensorSpec& spec) const override;
   void load(const TensorSpec& spec, int64_t first, int64_t count, void* data, uint16_t* scales, uint16_t* zeros) override;
-  int64_t loading_bytes() const override { return Quantizer::kWorkBytes; }
+  int64_t loading_bytes() const override { return on_host_ ? 0 : Quantizer::kWorkBytes; }
   std::string description() const override;
 
   // One line for each matrix that could not be what the default asks for.
@@ -28,6 +28,7 @@ class QuantizingSource : public WeightSource {
   std::unique_ptr<Checkpoint> checkpoint_;
   std::vector<TensorSpec> specs_;
   Quantizer quantizer_;
+  bool on_host_;  // the backend codes in memory of the host
 };
 
 // The WeightInfo of a tensor stored as `encoding`.

@@ -32,7 +32,7 @@ class WeightSource {
   // gives [count units][rows][...]. Planes absent from the format are null. Sizes are those of Matrix::data_bytes and scale_bytes.
   virtual void load(const TensorSpec& spec, int64_t first, int64_t count, void* data, uint16_t* scales, uint16_t* zeros) = 0;
 
-  // Backend memory that a load takes while it runs, at most; 0: host memory alone.
+  // Memory of a device that a load takes while it runs, at most; 0: host memory alone.
   virtual int64_t loading_bytes() const { return 0; }
 
   // One line: "store x (pq5, 5.125 bits per weight)" or "checkpoint x, quantised while loading".
