@@ -58,6 +58,12 @@ enum class WeightFormat : int {
   int4,  // data: 64 bytes a group of 128 (byte i: weight i low nibble, weight 64 + i high nibble); scales (and zeros): bf16 a group
 };
 
+// In which order a matrix lies in memory.
+enum class WeightLayout : int {
+  store,  // as Matrix has it
+  tiles,  // of a backend's own making (Backend::arrange), which alone reads it; sizes of the planes are the same
+};
+
 // A matrix W [rows, cols] (or the slice of one that a rank owns), stored as `units` consecutive parts along the inputs:
 // every plane is [units][rows][cols / units ...]. units = 1 is plain row-major. Points, does not own.
 struct Matrix {
@@ -69,6 +75,7 @@ struct Matrix {
   const uint16_t* scales = nullptr;    // polar: norms fp16; int4: bf16
   const uint16_t* zeros = nullptr;     // int4 asymmetric: bf16, w = (q - 8) * scale + zero; null: w = (q - 8) * scale
   const Codebook* codebook = nullptr;  // polar; host memory, outlives the matrix
+  WeightLayout layout = WeightLayout::store;
 
   int64_t unit_cols() const { return cols / units; }
   // Bytes of the data plane, and of the scales (= zeros) plane.
@@ -392,6 +399,11 @@ class Backend {
     body();
     return {};
   }
+
+  // Puts a matrix in memory of `allocate` into the order that this backend's operations like best, in place, and says so in
+  // matrix->layout; other matrices of the same memory must be told. All operations read both orders, to the same bits. Backends
+  // without an order of their own leave it as it is.
+  virtual void arrange(Matrix* matrix) { static_cast<void>(matrix); }
 
   virtual void embed(const EmbedArgs& args) = 0;
   virtual void rms_norm(const RmsNormArgs& args) = 0;

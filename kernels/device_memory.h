@@ -23,6 +23,10 @@ inline constexpr int64_t kDeviceContextBytes = 450'000'000;
 // Through which ids and spans of a step reach the device.
 inline constexpr int64_t kDeviceStagingBytes = int64_t{4} << 20;
 
+// Through which matrices pass that are put into another order while a model is loaded. Not planned for: state and workspace, which
+// are taken after the weights, are larger.
+inline constexpr int64_t kDeviceBounceBytes = int64_t{4} << 20;
+
 // Sums by pushing: two sets of packets of so many values, 8 bytes each, for every sender.
 inline constexpr int64_t kPushPieceFloats = int64_t{64} << 10;
 constexpr int64_t push_sum_bytes(int ranks) { return 2 * 8 * kPushPieceFloats * ranks; }

@@ -14,7 +14,7 @@ class DeviceSum;
 struct RankExchange;
 
 // Exported by the plugin as pq_cuda_abi. Changes with every change of this header, of kernels/backend.h or of kernels/codebook.h.
-inline constexpr int32_t kCudaAbi = 4;
+inline constexpr int32_t kCudaAbi = 5;
 
 struct CudaRequest {
   int32_t device = 0;         // index among the visible devices

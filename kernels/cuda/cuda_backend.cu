@@ -104,6 +104,7 @@ CudaBackend::CudaBackend(int device, int64_t memory_limit) : device_(device), le
   const std::string problem =
       architecture_problem(device, properties.name, properties.major, properties.minor, kernel_image_error());
   if (!problem.empty()) throw Error(ErrorKind::environment, problem);
+  multiprocessors_ = properties.multiProcessorCount;
   name_ = std::string("cuda (") + properties.name + ")";
   ledger_->limit = memory_limit;
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
@@ -304,7 +305,7 @@ void CudaBackend::linear(const LinearArgs& args) {
   const int64_t count = args.x.tokens * args.w.rows;
   float* sums = args.w.units == 1 ? args.y : scratch(args.w.units * count);
   if (args.w.format == WeightFormat::polar && args.x.mode == ActivationMode::int8) {
-    launch_polar_int8(args, sums, book, stream_);
+    launch_polar_int8(args, sums, book, multiprocessors_, stream_);
   } else {
     launch_float_linear(args, sums, book, stream_);
   }

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "kernels/cuda/launch.h"
-#include "kernels/device_measure.h"
 #include "kernels/cuda/step_graphs.h"
+#include "kernels/device_measure.h"
 #include "kernels/device_memory.h"
 
 namespace pq::cuda {
@@ -35,6 +35,8 @@ class CudaBackend : public Backend, public PinnedMemory, public DeviceMeasure {
   void synchronize() override;
   // Steps of one token a span are recorded as CUDA graphs.
   std::string run_step(const StepArgs& args, const std::function<void()>& body) override;
+  // By way of a buffer of at most kDeviceBounceBytes, or eight rows; 5-bit matrices only (kernels/cuda/tiles.h).
+  void arrange(Matrix* matrix) override;
 
   void embed(const EmbedArgs& args) override;
   void rms_norm(const RmsNormArgs& args) override;
@@ -102,6 +104,7 @@ class CudaBackend : public Backend, public PinnedMemory, public DeviceMeasure {
 
   int device_;
   std::string name_;
+  int multiprocessors_ = 0;
   cudaStream_t stream_ = nullptr;
   std::shared_ptr<Ledger> ledger_;
   std::shared_ptr<std::set<void*>> host_buffers_ = std::make_shared<std::set<void*>>();

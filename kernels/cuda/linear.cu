@@ -1,5 +1,6 @@
 // Products with weights that are used as fp32, the tree over units, and matrices written out as fp32.
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/tiles.h"
 
 namespace pq::cuda {
 namespace {
@@ -43,14 +44,13 @@ __global__ void __launch_bounds__(16 * kHalfWarps)
   const int64_t unit = blockIdx.z, first = static_cast<int64_t>(blockIdx.y) * kTokens;
   const int64_t count = min(static_cast<int64_t>(kTokens), tokens - first);
   const int64_t blocks = unit_cols / kBlock;
-  const int64_t index = (unit * m.rows + row) * blocks;
   float sum[kTokens] = {};
   for (int64_t b = 0; b < blocks; ++b) {
-    const uint8_t* block = static_cast<const uint8_t*>(m.data) + (index + b) * 16 * bits;
+    const CodedBlock block = coded_block(m, bits, unit, row, b, blocks);
     float w[kBlock / 16];
 #pragma unroll
     for (int i = 0; i < kBlock / 16; ++i) w[i] = centroids[code_at(block, bits, 16 * i + lane)];
-    const float factor = __fdiv_rn(half_value(m.scales[index + b]), 11.313708498984761f);
+    const float factor = __fdiv_rn(half_value(m.scales[block.norm]), 11.313708498984761f);
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
       if (t >= count) break;
@@ -98,10 +98,10 @@ __global__ void decode_kernel(float* y, Matrix m, const float* centroids, int bi
   const int64_t unit = line / m.rows, row = line % m.rows;
   float v[4];
   if (m.format == WeightFormat::polar) {
-    const uint8_t* block = static_cast<const uint8_t*>(m.data) + place * 16 * bits;
+    const CodedBlock block = coded_block(m, bits, unit, row, b, blocks);
     for (int i = 0; i < 4; ++i) v[i] = centroids[code_at(block, bits, 4 * lane + i)];
     hadamard_block(v);
-    const float factor = half_value(m.scales[place]) * (1.0f / 128.0f);
+    const float factor = half_value(m.scales[block.norm]) * (1.0f / 128.0f);
     for (float& value : v) value *= factor;
   }
   for (int i = 0; i < 4; ++i) {

@@ -2,6 +2,7 @@
 #include "kernels/check.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/rows.h"
+#include "kernels/cuda/tiles.h"
 
 namespace pq::cuda {
 namespace {
@@ -90,12 +91,11 @@ __global__ void embed_kernel(float* y, const int32_t* ids, Matrix table, const f
   if (b * kBlock >= table.cols) return;
   float v[4] = {0.0f, 0.0f, 0.0f, 0.0f};
   if (owned && table.format == WeightFormat::polar) {
-    const int64_t index = row * (table.cols / kBlock) + b;
-    const uint8_t* block = static_cast<const uint8_t*>(table.data) + index * 16 * bits;
+    const CodedBlock block = coded_block(table, bits, 0, row, b, table.cols / kBlock);
     for (int i = 0; i < 4; ++i) v[i] = centroids[code_at(block, bits, 4 * lane + i)];
     hadamard_block(v);
     // norm / 128: the normalised rotation, and the unit norm of a block of 128 standard normals.
-    const float factor = half_value(table.scales[index]) * (1.0f / 128.0f);
+    const float factor = half_value(table.scales[block.norm]) * (1.0f / 128.0f);
     for (float& value : v) value *= factor;
   } else if (owned) {
     for (int i = 0; i < 4; ++i) {

@@ -2,10 +2,12 @@
 // unit and units by a tree, as kernels/backend.h demands, so that the bits are those of the host backends for any number of tokens
 // and ranks.
 //
-// Five bits: a lane takes 16 bytes of a block's nibble plane, which are weights 16 q .. 16 q + 15 (low nibbles) and 64 + 16 q ..
-// (high nibbles). Eight nibbles of a word are used as byte selectors where they stand, so a word of four centroids holds weights i,
-// 64 + i, i + 1, 65 + i; activations are brought into the same order. Any order within a block will do: int32 sums are exact.
+// Matrices in tiles (kernels/cuda/tiles.h): four lanes a row, eight rows a warp, so that a warp loads a tile in two instructions of
+// whole lines, its rows share the activations, and a lane finds 32 consecutive weights: eight words of four nibbles, which are byte
+// selectors where they stand.
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/rows_choice.h"
+#include "kernels/cuda/tiles.h"
 
 namespace pq::cuda {
 namespace {
@@ -26,59 +28,33 @@ struct Product {
   float int_step;
 };
 
-// Bit i of the lower half to bit 2 i.
-__device__ uint32_t spread_bits(uint32_t x) {
-  x = (x | (x << 8)) & 0x00ff00ffu;
-  x = (x | (x << 4)) & 0x0f0f0f0fu;
-  x = (x | (x << 2)) & 0x33333333u;
-  return (x | (x << 1)) & 0x55555555u;
-}
-
-// Bytes of 0 or 255 from the four low bits.
-__device__ uint32_t byte_mask(uint32_t bits) { return (((bits & 15u) * 0x00204081u) & 0x01010101u) * 0xffu; }
-
-// Four bytes of a table of sixteen, selected by the four low nibbles.
-__device__ uint32_t pick(const uint32_t table[4], uint32_t nibbles) {
-  const uint32_t low = __byte_perm(table[0], table[1], nibbles & 0x7777u);
-  const uint32_t high = __byte_perm(table[2], table[3], nibbles & 0x7777u);
-  return __byte_perm(low, high, 0x3210u + ((nibbles >> 1) & 0x4444u));
-}
-
-// The lane's 32 weights of one block: magnitudes of word 2 w (nibbles of the lower half of input word w) and 2 w + 1, and their
-// signs as bytes of 0 or 255.
+// Row `place` of a tile, quarter `q`: weights 32 q .. 32 q + 31.
 struct Quarter {
-  uint32_t magnitude[8];
-  uint32_t sign[8];
+  uint4 nibbles;
+  uint32_t signs;
+  uint16_t norm;
 };
 
-__device__ Quarter decode_quarter(const uint8_t* block, int q, const uint32_t table[4]) {
-  const uint4 nibbles = *reinterpret_cast<const uint4*>(block + 16 * q);
-  const uint16_t* signs = reinterpret_cast<const uint16_t*>(block + 64);
-  const uint32_t sign = spread_bits(signs[q]) | (spread_bits(signs[4 + q]) << 1);
-  const uint32_t words[4] = {nibbles.x, nibbles.y, nibbles.z, nibbles.w};
-  Quarter out;
-#pragma unroll
-  for (int w = 0; w < 4; ++w) {
-    out.magnitude[2 * w] = pick(table, words[w]);
-    out.magnitude[2 * w + 1] = pick(table, words[w] >> 16);
-    out.sign[2 * w] = byte_mask(sign >> (8 * w));
-    out.sign[2 * w + 1] = byte_mask(sign >> (8 * w + 4));
-  }
-  return out;
+// tile: the first byte of a tile of n rows; norms: its n norms.
+__device__ Quarter load_quarter(const uint8_t* tile, const uint16_t* norms, int n, int place, int q) {
+  Quarter w;
+  w.nibbles = __ldg(reinterpret_cast<const uint4*>(tile + 64 * place + 16 * q));
+  w.signs = __ldg(reinterpret_cast<const uint32_t*>(tile + 64 * n + 16 * place + 4 * q));
+  w.norm = __ldg(norms + place);
+  return w;
 }
 
-// The activations that meet the words of a quarter.
-__device__ void order_activations(const int8_t* codes, int q, uint32_t x[8]) {
-  const uint4 low = *reinterpret_cast<const uint4*>(codes + 16 * q);
-  const uint4 high = *reinterpret_cast<const uint4*>(codes + 64 + 16 * q);
-  const uint32_t lows[4] = {low.x, low.y, low.z, low.w};
-  const uint32_t highs[4] = {high.x, high.y, high.z, high.w};
-#pragma unroll
-  for (int w = 0; w < 4; ++w) {
-    x[2 * w] = __byte_perm(lows[w], highs[w], 0x5140u);
-    x[2 * w + 1] = __byte_perm(lows[w], highs[w], 0x7362u);
-  }
+// Magnitudes of weights 4 k .. 4 k + 3 of the quarter. A selector above 7 asks for the sign of the byte it names, which is 0, so
+// the halves of the table can be joined without masks.
+__device__ uint32_t magnitudes_of(const Quarter& w, const uint32_t table[4], int k) {
+  const uint32_t words[4] = {w.nibbles.x, w.nibbles.y, w.nibbles.z, w.nibbles.w};
+  const uint32_t nibbles = words[k / 2] >> (16 * (k % 2));
+  const uint32_t upper = (words[k / 2] ^ 0x88888888u) >> (16 * (k % 2));
+  return select_bytes(table[0], table[1], nibbles) | select_bytes(table[2], table[3], upper);
 }
+
+// Their signs as bytes of 0 or 255.
+__device__ uint32_t signs_of(const Quarter& w, int k) { return spread_signs(w.signs << k); }
 
 __device__ void load_table(const int8_t* magnitudes, uint32_t table[4]) {
   const uint4 words = *reinterpret_cast<const uint4*>(magnitudes);
@@ -88,62 +64,140 @@ __device__ void load_table(const int8_t* magnitudes, uint32_t table[4]) {
   table[3] = words.w;
 }
 
-// One row a warp, T tokens; four lanes a block, eight blocks at a time. blockIdx.y is the unit.
-template <int T>
-__global__ void __launch_bounds__(32 * kWarps) polar5_rows_kernel(Product p, const int8_t* magnitudes) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  if (row >= p.rows) return;
-  const int lane = threadIdx.x % 32, q = lane % 4, place = lane / 4;
+__device__ void load_activations(const int8_t* codes, int q, uint32_t x[8]) {
+  const uint4 low = __ldg(reinterpret_cast<const uint4*>(codes + 32 * q));
+  const uint4 high = __ldg(reinterpret_cast<const uint4*>(codes + 32 * q + 16));
+  x[0] = low.x;
+  x[1] = low.y;
+  x[2] = low.z;
+  x[3] = low.w;
+  x[4] = high.x;
+  x[5] = high.y;
+  x[6] = high.z;
+  x[7] = high.w;
+}
+
+constexpr int kAhead = 4;   // tiles a warp has in flight
+constexpr int kChunk = 32;  // blocks whose products wait in shared memory for their order
+
+// T tokens, of which `count` are there; S warps share eight rows, warp s of them taking blocks s, s + S, ... Their products are
+// then added in order by one thread a row and token. blockIdx.y is the unit.
+template <int T, int S>
+__global__ void __launch_bounds__(32 * kWarps) polar5_rows_kernel(Product p, int count, const int8_t* magnitudes) {
+  constexpr int kGroups = kWarps / S;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, q = lane % 4, place = lane / 4;
+  const int group = warp / S, part = warp % S;
   const int64_t unit = blockIdx.y;
-  const uint8_t* data = p.data + (unit * p.rows + row) * p.blocks * 80;
-  const uint16_t* norms = p.norms + (unit * p.rows + row) * p.blocks;
+  const int64_t first = (static_cast<int64_t>(blockIdx.x) * kGroups + group) * kTileRows;
+  if (S == 1 && first >= p.rows) return;
+  // Warps and lanes without rows repeat the last one: the others need them at barriers and in shuffles.
+  const int64_t first_row = min(first, (p.rows - 1) / kTileRows * kTileRows);
+  const int n = static_cast<int>(min(static_cast<int64_t>(kTileRows), p.rows - first_row));
+  const int row = min(place, n - 1);
+  const uint8_t* data = p.data + (unit * p.rows + first_row) * p.blocks * kTileBytesARow;
+  const uint16_t* norms = p.norms + (unit * p.rows + first_row) * p.blocks;
   const int8_t* codes = p.codes + unit * p.blocks * kBlock;
   const float* scales = p.scales + unit * p.blocks;
   uint32_t table[4];
   load_table(magnitudes, table);
-  float sum[T];
+
+  // The product of this lane's row with token t at a block, before the norm and the scale: all four lanes of the row get it.
+  const auto products = [&](const Quarter& w, int64_t b, float value[T], float factor[T]) {
+    uint32_t decoded[8], sign[8];
 #pragma unroll
-  for (int t = 0; t < T; ++t) sum[t] = 0.0f;
-  for (int64_t first = 0; first < p.blocks; first += 8) {
-    const int64_t b = first + place;
-    const bool present = b < p.blocks;
-    Quarter w{};
-    float norm = 0.0f;
-    if (present) {
-      w = decode_quarter(data + b * 80, q, table);
-      norm = half_value(norms[b]);
+    for (int k = 0; k < 8; ++k) {
+      sign[k] = signs_of(w, k);
+      decoded[k] = magnitudes_of(w, table, k) ^ sign[k];
+      // The complement of a magnitude m is -m - 1. Few tokens take the -1 back by a second product, many repair the weight.
+      if (T > 2) decoded[k] = __vsub4(decoded[k], sign[k]);
     }
-    const int count = p.blocks - first < 8 ? static_cast<int>(p.blocks - first) : 8;
+    const float norm = half_value(w.norm);
 #pragma unroll
     for (int t = 0; t < T; ++t) {
-      int dot = 0;
-      float factor = 0.0f;
-      if (present) {
-        uint32_t x[8];
-        order_activations(codes + t * p.dim + b * kBlock, q, x);
+      const int64_t token = min(t, count - 1);
+      uint32_t x[8];
+      load_activations(codes + token * p.dim + b * kBlock, q, x);
+      int dot = 0, negative = 0;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          // The complement of a magnitude m is -m - 1; the second product takes the -1 back.
-          dot = __dp4a(static_cast<int>(w.magnitude[i] ^ w.sign[i]), static_cast<int>(x[i]), dot);
-          dot -= __dp4a(static_cast<int>(w.sign[i]), static_cast<int>(x[i]), 0);
-        }
-        factor = norm * (scales[t * (p.dim / kBlock) + b] * p.int_step);
+      for (int k = 0; k < 8; ++k) {
+        dot = __dp4a(static_cast<int>(decoded[k]), static_cast<int>(x[k]), dot);
+        if (T <= 2) negative = __dp4a(static_cast<int>(sign[k]), static_cast<int>(x[k]), negative);
       }
+      dot -= negative;
       dot += __shfl_xor_sync(kAll, dot, 1);
       dot += __shfl_xor_sync(kAll, dot, 2);
-      const float value = static_cast<float>(dot);
-      for (int i = 0; i < count; ++i) sum[t] = fmaf(__shfl_sync(kAll, value, 4 * i), __shfl_sync(kAll, factor, 4 * i), sum[t]);
+      value[t] = static_cast<float>(dot);
+      factor[t] = norm * (scales[token * (p.dim / kBlock) + b] * p.int_step);
     }
-  }
-  if (lane == 0) {
+  };
+  const auto load = [&](int64_t b) { return load_quarter(data + b * n * kTileBytesARow, norms + b * n, n, row, q); };
+  const auto store = [&](int64_t r, int t, float sum) {
+    if (r < p.rows && t < count) p.y[(unit * p.tokens + t) * p.rows + r] = sum;
+  };
+
+  if constexpr (S == 1) {
+    float sum[T] = {};
+    for (int64_t ahead = 0; ahead < p.blocks; ahead += kAhead) {
+      Quarter w[kAhead];
 #pragma unroll
-    for (int t = 0; t < T; ++t) p.y[(unit * p.tokens + t) * p.rows + row] = sum[t];
+      for (int i = 0; i < kAhead; ++i) {
+        if (ahead + i < p.blocks) w[i] = load(ahead + i);
+      }
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        if (ahead + i >= p.blocks) break;
+        float value[T], factor[T];
+        products(w[i], ahead + i, value, factor);
+#pragma unroll
+        for (int t = 0; t < T; ++t) sum[t] = fmaf(value[t], factor[t], sum[t]);
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < T; ++t) {
+      if (q == 0 && place < n) store(first_row + place, t, sum[t]);
+    }
+  } else {
+    __shared__ float2 pairs[kGroups][kChunk][kTileRows][T];
+    const int own = threadIdx.x;  // of kGroups x kTileRows x T sums
+    const int own_group = own / (kTileRows * T), own_row = own / T % kTileRows, own_token = own % T;
+    float sum = 0.0f;
+    for (int64_t chunk = 0; chunk < p.blocks; chunk += kChunk) {
+      const int size = static_cast<int>(min(static_cast<int64_t>(kChunk), p.blocks - chunk));
+      for (int ahead = part; ahead < size; ahead += kAhead * S) {
+        Quarter w[kAhead];
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+          if (ahead + i * S < size) w[i] = load(chunk + ahead + i * S);
+        }
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+          if (ahead + i * S >= size) break;
+          float value[T], factor[T];
+          products(w[i], chunk + ahead + i * S, value, factor);
+          if (q == 0) {
+#pragma unroll
+            for (int t = 0; t < T; ++t) pairs[group][ahead + i * S][place][t] = make_float2(value[t], factor[t]);
+          }
+        }
+      }
+      __syncthreads();
+      if (own < kGroups * kTileRows * T) {
+        for (int b = 0; b < size; ++b) {
+          const float2 pair = pairs[own_group][b][own_row][own_token];
+          sum = fmaf(pair.x, pair.y, sum);
+        }
+      }
+      __syncthreads();
+    }
+    if (own < kGroups * kTileRows * T) {
+      store((static_cast<int64_t>(blockIdx.x) * kGroups + own_group) * kTileRows + own_row, own_token, sum);
+    }
   }
 }
 
-// Any width, one row a warp, T tokens, four weights a lane.
+// Any width and layout, one row a warp, T tokens, four weights a lane.
 template <int T>
-__global__ void __launch_bounds__(32 * kWarps) polar_rows_kernel(Product p, const int16_t* values, int bits) {
+__global__ void __launch_bounds__(32 * kWarps) polar_rows_kernel(Product p, Matrix m, int count, const int16_t* values, int bits) {
   __shared__ int16_t table[256];
   for (int i = threadIdx.x; i < 1 << bits; i += blockDim.x) table[i] = values[i];
   __syncthreads();
@@ -151,57 +205,69 @@ __global__ void __launch_bounds__(32 * kWarps) polar_rows_kernel(Product p, cons
   if (row >= p.rows) return;
   const int lane = threadIdx.x % 32;
   const int64_t unit = blockIdx.y;
-  const int64_t index = (unit * p.rows + row) * p.blocks;
   float sum[T];
 #pragma unroll
   for (int t = 0; t < T; ++t) sum[t] = 0.0f;
   for (int64_t b = 0; b < p.blocks; ++b) {
-    const uint8_t* block = p.data + (index + b) * 16 * bits;
+    const CodedBlock block = coded_block(m, bits, unit, row, b, p.blocks);
     int w[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) w[i] = table[code_at(block, bits, 4 * lane + i)];
-    const float norm = half_value(p.norms[index + b]);
+    const float norm = half_value(p.norms[block.norm]);
     const int64_t column = unit * p.blocks + b;
 #pragma unroll
     for (int t = 0; t < T; ++t) {
-      const char4 x = reinterpret_cast<const char4*>(p.codes + t * p.dim + column * kBlock)[lane];
+      const int64_t token = min(t, count - 1);
+      const char4 x = reinterpret_cast<const char4*>(p.codes + token * p.dim + column * kBlock)[lane];
       const int dot = __reduce_add_sync(kAll, w[0] * x.x + w[1] * x.y + w[2] * x.z + w[3] * x.w);
-      sum[t] = fmaf(static_cast<float>(dot), norm * (p.scales[t * (p.dim / kBlock) + column] * p.int_step), sum[t]);
+      sum[t] = fmaf(static_cast<float>(dot), norm * (p.scales[token * (p.dim / kBlock) + column] * p.int_step), sum[t]);
     }
   }
   if (lane == 0) {
 #pragma unroll
-    for (int t = 0; t < T; ++t) p.y[(unit * p.tokens + t) * p.rows + row] = sum[t];
+    for (int t = 0; t < T; ++t) {
+      if (t < count) p.y[(unit * p.tokens + t) * p.rows + row] = sum[t];
+    }
   }
 }
 
-constexpr int kTileTokens = 64;
-constexpr int kTileWarps = 4;
-constexpr int kTileRows = 16 * kTileWarps;
+constexpr int kPanelTokens = 64;
+constexpr int kPanelWarps = 4;
+constexpr int kPanelRows = 16 * kPanelWarps;
 
-// 64 rows by 64 tokens on the integer tensor cores, a block of 128 columns at a time. The order of weights within a block is that
-// of decode_quarter for both operands. blockIdx.z is the unit.
-__global__ void __launch_bounds__(32 * kTileWarps) polar5_tile_kernel(Product p, const int8_t* magnitudes) {
-  __shared__ uint32_t inputs[kTileTokens][32 + 4];  // a row of 128 codes in product order; padded against bank conflicts
-  __shared__ float scales[kTileTokens];
+// 64 rows by 64 tokens on the integer tensor cores, a block of 128 columns at a time. Word k of quarter q is
+// the k-th of both operands for the lanes of q: any order within a block will do, int32 sums are exact. blockIdx.z is the unit.
+__global__ void __launch_bounds__(32 * kPanelWarps) polar5_panels_kernel(Product p, const int8_t* magnitudes) {
+  __shared__ uint32_t inputs[kPanelTokens][32 + 4];  // word 4 k + q: codes 32 q + 4 k ..; padded against bank conflicts
+  __shared__ float scales[kPanelTokens];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, q = lane % 4, place = lane / 4;
   const int64_t unit = blockIdx.z;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTileRows + 16 * warp;
-  const int64_t first_token = static_cast<int64_t>(blockIdx.y) * kTileTokens;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kPanelRows + 16 * warp;
+  const int64_t first_token = static_cast<int64_t>(blockIdx.y) * kPanelTokens;
   // Rows beyond the matrix repeat the last one and are dropped.
-  const int64_t row[2] = {min(first_row + place, p.rows - 1), min(first_row + place + 8, p.rows - 1)};
+  const uint8_t* data[2];
+  const uint16_t* norms[2];
+  int rows[2], within[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int64_t row = min(first_row + place + 8 * r, p.rows - 1), tile = row / kTileRows * kTileRows;
+    rows[r] = static_cast<int>(min(static_cast<int64_t>(kTileRows), p.rows - tile));
+    within[r] = static_cast<int>(row - tile);
+    data[r] = p.data + (unit * p.rows + tile) * p.blocks * kTileBytesARow;
+    norms[r] = p.norms + (unit * p.rows + tile) * p.blocks;
+  }
   uint32_t table[4];
   load_table(magnitudes, table);
-  float sum[kTileTokens / 8][4];
+  float sum[kPanelTokens / 8][4];
 #pragma unroll
   for (auto& tile : sum) tile[0] = tile[1] = tile[2] = tile[3] = 0.0f;
   for (int64_t b = 0; b < p.blocks; ++b) {
     const int64_t column = unit * p.blocks + b;
     __syncthreads();
-    for (int i = threadIdx.x; i < kTileTokens * 4; i += 32 * kTileWarps) {
+    for (int i = threadIdx.x; i < kPanelTokens * 4; i += 32 * kPanelWarps) {
       const int64_t token = min(first_token + i / 4, p.tokens - 1);
       uint32_t x[8];
-      order_activations(p.codes + token * p.dim + column * kBlock, i % 4, x);
+      load_activations(p.codes + token * p.dim + column * kBlock, i % 4, x);
 #pragma unroll
       for (int k = 0; k < 8; ++k) inputs[i / 4][4 * k + i % 4] = x[k];
       if (i % 4 == 0) scales[i / 4] = p.scales[token * (p.dim / kBlock) + column] * p.int_step;
@@ -210,15 +276,17 @@ __global__ void __launch_bounds__(32 * kTileWarps) polar5_tile_kernel(Product p,
     float norm[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int64_t index = (unit * p.rows + row[r]) * p.blocks + b;
-      const Quarter w = decode_quarter(p.data + index * 80, q, table);
+      const Quarter w = load_quarter(data[r] + b * rows[r] * kTileBytesARow, norms[r] + b * rows[r], rows[r], within[r], q);
 #pragma unroll
-      for (int k = 0; k < 8; ++k) weights[r][k] = __vsub4(w.magnitude[k] ^ w.sign[k], w.sign[k]);
-      norm[r] = half_value(p.norms[index]);
+      for (int k = 0; k < 8; ++k) {
+        const uint32_t sign = signs_of(w, k);
+        weights[r][k] = __vsub4(magnitudes_of(w, table, k) ^ sign, sign);
+      }
+      norm[r] = half_value(w.norm);
     }
     __syncthreads();
 #pragma unroll
-    for (int n = 0; n < kTileTokens / 8; ++n) {
+    for (int n = 0; n < kPanelTokens / 8; ++n) {
       int dot[4] = {0, 0, 0, 0};
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
@@ -233,7 +301,7 @@ __global__ void __launch_bounds__(32 * kTileWarps) polar5_tile_kernel(Product p,
     }
   }
 #pragma unroll
-  for (int n = 0; n < kTileTokens / 8; ++n) {
+  for (int n = 0; n < kPanelTokens / 8; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int64_t r = first_row + place + (i < 2 ? 0 : 8);
@@ -244,22 +312,26 @@ __global__ void __launch_bounds__(32 * kTileWarps) polar5_tile_kernel(Product p,
 }
 
 template <int T>
-void launch_rows(const Product& p, int64_t units, const DeviceCodebook& book, cudaStream_t stream) {
-  const dim3 grid(blocks_for(p.rows, kWarps), static_cast<unsigned>(units));
-  if (book.bits == 5) {
-    launch("polar5_rows", polar5_rows_kernel<T>, grid, 32 * kWarps, 0, stream, p, book.magnitudes);
+void launch_rows(const Product& p, const Matrix& m, int count, const RowsChoice& choice, const DeviceCodebook& book,
+                 cudaStream_t stream) {
+  const auto units = static_cast<unsigned>(m.units);
+  if (choice.kernel == RowsKernel::any) {
+    launch("polar_rows", polar_rows_kernel<T>, dim3(blocks_for(p.rows, kWarps), units), 32 * kWarps, 0, stream, p, m, count,
+           book.values, book.bits);
+    return;
+  }
+  const dim3 grid(blocks_for(p.rows, kTileRows * kWarps / choice.split), units);
+  if (choice.split == 1) {
+    launch("polar5_rows", polar5_rows_kernel<T, 1>, grid, 32 * kWarps, 0, stream, p, count, book.magnitudes);
   } else {
-    launch("polar_rows", polar_rows_kernel<T>, grid, 32 * kWarps, 0, stream, p, book.values, book.bits);
+    launch("polar5_rows", polar5_rows_kernel<T, kRowsSplit>, grid, 32 * kWarps, 0, stream, p, count, book.magnitudes);
   }
 }
 
-using LaunchRows = void (*)(const Product&, int64_t, const DeviceCodebook&, cudaStream_t);
-constexpr LaunchRows kLaunchRows[] = {nullptr,        launch_rows<1>, launch_rows<2>, launch_rows<3>, launch_rows<4>,
-                                      launch_rows<5>, launch_rows<6>, launch_rows<7>, launch_rows<8>};
-
 }  // namespace
 
-void launch_polar_int8(const LinearArgs& args, float* unit_sums, const DeviceCodebook& book, cudaStream_t stream) {
+void launch_polar_int8(const LinearArgs& args, float* unit_sums, const DeviceCodebook& book, int multiprocessors,
+                       cudaStream_t stream) {
   const Matrix& w = args.w;
   Product p{.y = unit_sums,
             .data = static_cast<const uint8_t*>(w.data),
@@ -271,14 +343,16 @@ void launch_polar_int8(const LinearArgs& args, float* unit_sums, const DeviceCod
             .dim = args.x.dim,
             .blocks = w.unit_cols() / kBlock,
             .int_step = book.int_step};
-  if (book.bits == 5 && p.tokens > 8) {
-    const dim3 grid(blocks_for(p.rows, kTileRows), blocks_for(p.tokens, kTileTokens), static_cast<unsigned>(w.units));
-    launch("polar5_tile", polar5_tile_kernel, grid, 32 * kTileWarps, 0, stream, p, book.magnitudes);
+  const RowsChoice choice = choose_rows_kernel(w, p.tokens, multiprocessors);
+  if (choice.kernel == RowsKernel::panels) {
+    const dim3 grid(blocks_for(p.rows, kPanelRows), blocks_for(p.tokens, kPanelTokens), static_cast<unsigned>(w.units));
+    launch("polar5_panels", polar5_panels_kernel, grid, 32 * kPanelWarps, 0, stream, p, book.magnitudes);
     return;
   }
   for (int64_t token = 0; token < args.x.tokens; token += 8) {
-    const int64_t count = args.x.tokens - token < 8 ? args.x.tokens - token : 8;
-    kLaunchRows[count](p, w.units, book, stream);
+    const int count = static_cast<int>(args.x.tokens - token < 8 ? args.x.tokens - token : 8);
+    const auto rows = count == 1 ? launch_rows<1> : count == 2 ? launch_rows<2> : count <= 4 ? launch_rows<4> : launch_rows<8>;
+    rows(p, w, count, choice, book, stream);
     p.y += 8 * p.rows;
     p.codes += 8 * p.dim;
     p.scales += 8 * (p.dim / kBlock);

@@ -32,6 +32,16 @@ __device__ inline void copy_async(void* to, const void* from) {
 }
 __device__ inline void wait_copies() { asm volatile("cp.async.wait_all;" : : : "memory"); }
 
+// Four bytes of a and b (bytes 0 to 3 and 4 to 7), chosen by the four low nibbles of `selectors`: its lower three bits name the
+// byte, the highest asks for eight copies of the byte's top bit instead.
+__device__ inline uint32_t select_bytes(uint32_t a, uint32_t b, uint32_t selectors) {
+  uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(a), "r"(b), "r"(selectors));
+  return bytes;
+}
+// Bytes of 0 or 255 by the top bits of the bytes of x.
+__device__ inline uint32_t spread_signs(uint32_t x) { return select_bytes(x, 0, 0xba98u); }
+
 // Memory that other devices or the host read and write meanwhile: whole packets and words, unordered among each other.
 __device__ inline void store_packet(uint64_t* address, uint64_t packet) {
   asm volatile("st.relaxed.sys.global.u64 [%0], %1;" : : "l"(address), "l"(packet) : "memory");

@@ -56,6 +56,7 @@ class TracedBackend : public Backend, public PinnedMemory {
   }
   void zero(void* device, int64_t bytes) override { backend_.zero(device, bytes); }
   void synchronize() override { backend_.synchronize(); }
+  void arrange(Matrix* matrix) override { backend_.arrange(matrix); }
 
   void embed(const EmbedArgs& args) override {
     backend_.embed(args);

@@ -69,6 +69,7 @@ class Loader {
       scales += part.scale_bytes();
       zeros += part.scale_bytes();
     }
+    if (to_host_ == nullptr) backend_.arrange(&m);
     return m;
   }
 

@@ -48,6 +48,18 @@ inline void wait_copies() {
   for (const PendingCopy& copy : pending_copies()) std::memcpy(copy.to, copy.from, 16);
   pending_copies().clear();
 }
+inline uint32_t select_bytes(uint32_t a, uint32_t b, uint32_t selectors) {
+  const uint64_t all = static_cast<uint64_t>(b) << 32 | a;
+  uint32_t bytes = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t selector = (selectors >> (4 * i)) & 15u;
+    uint32_t byte = static_cast<uint32_t>(all >> (8 * (selector & 7u))) & 0xffu;
+    if (selector & 8u) byte = byte & 0x80u ? 0xffu : 0u;
+    bytes |= byte << (8 * i);
+  }
+  return bytes;
+}
+inline uint32_t spread_signs(uint32_t x) { return select_bytes(x, 0, 0xba98u); }
 
 inline void store_packet(uint64_t* address, uint64_t packet) {
   std::atomic_ref<uint64_t>(*address).store(packet, std::memory_order_relaxed);

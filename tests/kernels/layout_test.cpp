@@ -1,0 +1,190 @@
+// Coded matrices in the order of the device: where every bit goes, that all operations read them as they read store order, and
+// which kernel is chosen.
+#include <array>
+
+#include "kernels/cuda/rows_choice.h"
+#include "tests/kernels/kernel_cases.h"
+#include "tests/support/simt/emulated_backend.h"
+
+namespace pq {
+namespace {
+
+constexpr MatrixKind kPq5{.format = WeightFormat::polar, .bits = 5};
+
+// A matrix in the memory of an emulated device, in store order or arranged.
+struct OnDevice {
+  OnDevice(Backend& backend, const OwnedMatrix& owned, bool arranged)
+      : data(backend.allocate(owned.matrix.data_bytes())),
+        scales(backend.allocate(owned.matrix.scale_bytes())),
+        matrix(owned.matrix) {
+    backend.upload(data.data(), owned.data.data(), data.bytes());
+    backend.upload(scales.data(), owned.scales.data(), scales.bytes());
+    matrix.data = data.data();
+    matrix.scales = scales.as<uint16_t>();
+    if (arranged) backend.arrange(&matrix);
+  }
+  Buffer data, scales;
+  Matrix matrix;
+};
+
+template <typename T>
+std::vector<T> downloaded(Backend& backend, const Buffer& buffer) {
+  std::vector<T> host(static_cast<size_t>(buffer.bytes()) / sizeof(T));
+  backend.download(host.data(), buffer.data(), buffer.bytes());
+  return host;
+}
+
+template <typename T>
+Buffer uploaded(Backend& backend, const std::vector<T>& host) {
+  Buffer buffer = backend.allocate(static_cast<int64_t>(host.size() * sizeof(T)));
+  backend.upload(buffer.data(), host.data(), buffer.bytes());
+  return buffer;
+}
+
+// The code of weight i of a row's block in a tile of n rows, read by the description in kernels/cuda/tiles.h.
+int code_in_tile(const uint8_t* tile, int n, int row, int i) {
+  const int q = i / 32, j = i % 32;
+  const int magnitude = (tile[64 * row + 16 * q + j / 2] >> (4 * (j % 2))) & 15;
+  uint32_t signs;
+  std::memcpy(&signs, tile + 64 * n + 16 * row + 4 * q, 4);
+  const bool negative = (signs >> (8 * (j % 4) + 7 - j / 4)) & 1;
+  return negative ? 15 - magnitude : 16 + magnitude;
+}
+
+TEST(Layout, EveryBitGoesToItsPlaceInTheTiles) {
+  const std::unique_ptr<Backend> backend = make_emulated_cuda_backend();
+  // The last is larger than the memory through which matrices pass.
+  for (const auto& [rows, blocks, units] :
+       {std::array<int64_t, 3>{8, 1, 1}, {1, 3, 1}, {7, 2, 4}, {19, 5, 2}, {24, 17, 1}, {1304, 41, 1}}) {
+    const OwnedMatrix owned = random_matrix(kPq5, rows, units * blocks * kBlock, units, 11);
+    const OnDevice device(*backend, owned, true);
+    ASSERT_EQ(device.matrix.layout, WeightLayout::tiles);
+    const std::vector<uint8_t> data = downloaded<uint8_t>(*backend, device.data);
+    const std::vector<uint16_t> norms = downloaded<uint16_t>(*backend, device.scales);
+    ASSERT_EQ(data.size(), owned.data.size());
+    for (int64_t unit = 0; unit < units; ++unit) {
+      for (int64_t row = 0; row < rows; ++row) {
+        const int64_t first = row / 8 * 8, n = std::min<int64_t>(8, rows - first);
+        for (int64_t b = 0; b < blocks; ++b) {
+          const int64_t index = (unit * rows + row) * blocks + b, tile = (unit * rows + first) * blocks + b * n;
+          ASSERT_EQ(norms[tile + row - first], owned.scales[index]) << rows << " rows, row " << row << ", block " << b;
+          std::array<uint8_t, kBlock> codes;
+          unpack_block(owned.data.data() + index * 80, 5, codes.data());
+          for (int i = 0; i < kBlock; ++i) {
+            ASSERT_EQ(code_in_tile(data.data() + tile * 80, static_cast<int>(n), static_cast<int>(row - first), i), codes[i])
+                << rows << " rows, unit " << unit << ", row " << row << ", block " << b << ", weight " << i;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Layout, OtherFormatsAndWidthsStayAsTheyAre) {
+  const std::unique_ptr<Backend> backend = make_emulated_cuda_backend();
+  for (const MatrixKind kind : {MatrixKind{WeightFormat::polar, 2},
+                                {WeightFormat::polar, 3},
+                                {WeightFormat::polar, 4},
+                                {WeightFormat::polar, 6},
+                                {WeightFormat::polar, 7},
+                                {WeightFormat::polar, 8},
+                                {WeightFormat::int4}}) {
+    const OwnedMatrix owned = random_matrix(kind, 9, 384, 1, 12);
+    const OnDevice device(*backend, owned, true);
+    EXPECT_EQ(device.matrix.layout, WeightLayout::store);
+    EXPECT_EQ(downloaded<uint8_t>(*backend, device.data), owned.data);
+  }
+  // A host backend arranges nothing, twice is once, and a rank without rows has nothing to arrange.
+  OwnedMatrix owned = random_matrix(kPq5, 9, 384, 1, 12);
+  make_backend("cpu")->arrange(&owned.matrix);
+  EXPECT_EQ(owned.matrix.layout, WeightLayout::store);
+  OnDevice device(*backend, owned, true);
+  const std::vector<uint8_t> once = downloaded<uint8_t>(*backend, device.data);
+  backend->arrange(&device.matrix);
+  EXPECT_EQ(downloaded<uint8_t>(*backend, device.data), once);
+  const OnDevice empty(*backend, random_matrix(kPq5, 0, 384, 1, 12), true);
+  EXPECT_EQ(empty.matrix.layout, WeightLayout::store);
+}
+
+// Rows that are no multiple of eight, odd block counts, several units, and enough rows that warps do not share them.
+TEST(Layout, ProductsReadTilesAsTheyReadStores) {
+  const std::unique_ptr<Backend> device = make_emulated_cuda_backend();
+  const std::unique_ptr<Backend> host = make_cpu_backend(Isa::generic);
+  for (const auto& [rows, blocks, units] :
+       {std::array<int64_t, 3>{1, 1, 1}, {8, 5, 1}, {13, 3, 2}, {70, 35, 1}, {130, 2, 4}, {517, 7, 1}}) {
+    const int64_t cols = units * blocks * kBlock;
+    const OwnedMatrix owned = random_matrix(kPq5, rows, cols, units, 21);
+    const OnDevice store(*device, owned, false), tiles(*device, owned, true);
+    for (const int64_t tokens : {1, 2, 3, 5, 8, 9, 66}) {
+      if (tokens > 9 && rows > 130) continue;
+      const std::vector<float> x = normals(tokens * cols, 22);
+      for (const ActivationMode mode : {ActivationMode::int8, ActivationMode::f32}) {
+        if (mode == ActivationMode::f32 && (tokens > 3 || rows > 130)) continue;
+        const auto product = [&](Backend& backend, const Matrix& w) {
+          const Buffer in = uploaded(backend, x), rotated = backend.allocate(4 * tokens * cols);
+          const Buffer codes = backend.allocate(tokens * cols), scales = backend.allocate(4 * tokens * cols / kBlock);
+          const Buffer y = backend.allocate(4 * tokens * rows);
+          Prepared prepared{.mode = mode};
+          Activation activation{.mode = mode, .tokens = tokens, .dim = cols};
+          if (mode == ActivationMode::f32) {
+            activation.rotated = prepared.rotated = rotated.as<float>();
+          } else {
+            activation.codes = prepared.codes = codes.as<int8_t>();
+            activation.scales = prepared.scales = scales.as<float>();
+          }
+          backend.prepare({.x = in.as<float>(), .tokens = tokens, .dim = cols, .prepared = prepared});
+          backend.linear({.y = y.as<float>(), .x = activation, .w = w});
+          return downloaded<float>(backend, y);
+        };
+        const std::vector<float> expected = product(*host, owned.matrix);
+        EXPECT_TRUE(same_bits(product(*device, tiles.matrix), expected)) << rows << " rows, " << tokens << " tokens, tiles";
+        if (tokens > 2) continue;
+        EXPECT_TRUE(same_bits(product(*device, store.matrix), expected)) << rows << " rows, " << tokens << " tokens, store order";
+      }
+    }
+  }
+}
+
+TEST(Layout, DecodeAndEmbedReadTilesAsTheyReadStores) {
+  const std::unique_ptr<Backend> device = make_emulated_cuda_backend();
+  const std::unique_ptr<Backend> host = make_cpu_backend(Isa::generic);
+  for (const auto& [rows, blocks, units] : {std::array<int64_t, 3>{1, 1, 1}, {13, 3, 1}, {9, 2, 4}}) {
+    const int64_t cols = units * blocks * kBlock;
+    const OwnedMatrix owned = random_matrix(kPq5, rows, cols, units, 31);
+    const OnDevice tiles(*device, owned, true);
+    std::vector<float> expected(static_cast<size_t>(rows * cols));
+    host->decode({.w = expected.data(), .matrix = owned.matrix});
+    const Buffer w = device->allocate(4 * rows * cols);
+    device->decode({.w = w.as<float>(), .matrix = tiles.matrix});
+    EXPECT_TRUE(same_bits(downloaded<float>(*device, w), expected)) << rows << " rows of " << units << " units";
+    if (units > 1) continue;
+    const std::vector<int32_t> ids = {2, static_cast<int32_t>(rows) + 1, 0, static_cast<int32_t>(rows + 2), 1};
+    std::vector<float> rows_expected(ids.size() * static_cast<size_t>(cols));
+    const int64_t tokens = static_cast<int64_t>(ids.size());
+    host->embed({.y = rows_expected.data(), .ids = ids.data(), .tokens = tokens, .table = owned.matrix, .first_row = 2});
+    const Buffer y = device->allocate(4 * tokens * cols);
+    device->embed({.y = y.as<float>(), .ids = ids.data(), .tokens = tokens, .table = tiles.matrix, .first_row = 2});
+    EXPECT_TRUE(same_bits(downloaded<float>(*device, y), rows_expected)) << rows << " rows";
+  }
+}
+
+TEST(Layout, TheKernelIsChosenByLayoutTokensAndDevice) {
+  using cuda::choose_rows_kernel;
+  using cuda::RowsKernel;
+  Matrix w{.format = WeightFormat::polar, .rows = 17408, .cols = 5120, .units = 1};
+  EXPECT_EQ(choose_rows_kernel(w, 1, 132).kernel, RowsKernel::any);
+  w.layout = WeightLayout::tiles;
+  for (const int64_t tokens : {1, 2, 4, 8}) EXPECT_EQ(choose_rows_kernel(w, tokens, 132).kernel, RowsKernel::tiles);
+  for (const int64_t tokens : {9, 64, 4096}) EXPECT_EQ(choose_rows_kernel(w, tokens, 132).kernel, RowsKernel::panels);
+  // 17408 rows are 2176 warps: enough for 132 multiprocessors of 16 (2112). 6144 rows are 768: enough for a small card only.
+  EXPECT_EQ(choose_rows_kernel(w, 1, 132).split, 1);
+  w.rows = 6144;
+  EXPECT_EQ(choose_rows_kernel(w, 1, 132).split, cuda::kRowsSplit);
+  EXPECT_EQ(choose_rows_kernel(w, 1, 48).split, 1);
+  // Units run side by side.
+  w.units = 4;
+  EXPECT_EQ(choose_rows_kernel(w, 1, 132).split, 1);
+}
+
+}  // namespace
+}  // namespace pq
