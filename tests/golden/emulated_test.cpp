@@ -47,8 +47,7 @@ TEST(EmulatedMemory, ThePlanHoldsAndALittleLessDoesNot) {
   Encoding encoding;
   ASSERT_TRUE(try_parse_encoding("pq5", &encoding));
   QuantizingSource source(directory, tensor_specs(config), Recipe{.policy = Policy(encoding), .scale_search = false}, *encoder);
-  // The host codes here, so the device need not hold what loading takes.
-  const int64_t planned = plan_rank(config, options, source, 0, 1, 0).total() - kDeviceContextBytes - source.loading_bytes();
+  const int64_t planned = plan_rank(config, options, source, 0, 1, 0).total() - kDeviceContextBytes;
   const auto run = [&](int64_t limit, bool host_embedding) {
     const int64_t before = simt::memory_used();
     const std::unique_ptr<Backend> backend = make_emulated_cuda_backend(0, limit);

@@ -6,6 +6,7 @@
 #include "kernels/device_memory.h"
 #include "store/open_weights.h"
 #include "store/quantize_source.h"
+#include "store/quantizer.h"
 #include "store/shard_store.h"
 #include "store/store_fixture.h"
 #include "store/store_reader.h"
@@ -110,8 +111,10 @@ TEST_F(Store, ADeviceQuantisesWhileLoading) {
   const std::unique_ptr<Backend> host = make_backend("cpu");
   for (const Recipe& recipe : {Recipe{}, recipe_of("* int4")}) {
     QuantizingSource expected(dir_ / "hf", model_.specs, recipe, *host);
-    const std::unique_ptr<Backend> device = make_emulated_cuda_backend(0, expected.loading_bytes() + kDeviceStagingBytes);
+    const std::unique_ptr<Backend> device = make_emulated_cuda_backend(0, Quantizer::kWorkBytes + kDeviceStagingBytes);
     QuantizingSource source(dir_ / "hf", model_.specs, recipe, *device);
+    EXPECT_EQ(source.loading_bytes(), Quantizer::kWorkBytes);
+    EXPECT_EQ(expected.loading_bytes(), 0);
     for (const TensorSpec& spec : model_.specs)
       EXPECT_EQ(load_pieces(source, spec, 0, spec.pieces), load_pieces(expected, spec, 0, spec.pieces)) << spec.name;
   }
