@@ -65,8 +65,8 @@ inline void tree_sum_of(float* const* values, int64_t begin, int64_t end) {
 }
 
 // values[r][i] of every rank r becomes the tree's sum of values[0][i] ... values[ranks - 1][i], for i in [begin, end): neighbours
-// are added first, then sums of two, of four. `ranks` is a power of two, 2 to kMaxTreeInputs. Compiled for each number of ranks:
-// a loop over them keeps the sums in memory and takes three times as long.
+// are added first, then sums of two, of four. `ranks` is a power of two, 2 to kMaxTreeInputs. Compiled for each number of ranks: a
+// loop over them keeps the sums in memory.
 inline void tree_sum(float* const* values, int ranks, int64_t begin, int64_t end) {
   switch (ranks) {
     case 2:
