@@ -1,6 +1,6 @@
-// The integer product of a coded tile, written once over the vectors of polar_avx512.h or polar_avx2.h. Included inside a namespace.
-// Up to direct_tokens tokens: a row's weights stay in registers, lanes are columns. More: lanes are tokens, a panel of weights is
-// decoded once for all of them and read four bytes at a time. Up to 5 bits a weight is a byte; above it is an int16.
+// The integer product of a coded tile, written once over the vectors of polar_avx512.h or polar_avx2.h. Included inside a
+// namespace. Up to direct_tokens tokens: a row's weights stay in registers, lanes are columns. More: lanes are tokens, a panel of
+// weights is decoded once for all of them and read four bytes at a time. Up to 5 bits a weight is a byte; above it is an int16.
 #pragma once
 
 template <int B>
@@ -35,7 +35,8 @@ PQ_INLINE void load_norms(const uint16_t* p, int64_t stride, int64_t rows, int64
   for (int64_t half = 0; half < 16; half += 8) {
     __m128i v[8];
     __m128i t[8];
-    for (int64_t r = 0; r < 8; ++r) v[r] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + std::min(half + r, rows - 1) * stride));
+    for (int64_t r = 0; r < 8; ++r)
+      v[r] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + std::min(half + r, rows - 1) * stride));
     for (int i = 0; i < 4; ++i) {
       t[2 * i] = _mm_unpacklo_epi16(v[2 * i], v[2 * i + 1]);
       t[2 * i + 1] = _mm_unpackhi_epi16(v[2 * i], v[2 * i + 1]);
@@ -52,6 +53,8 @@ PQ_INLINE void load_norms(const uint16_t* p, int64_t stride, int64_t rows, int64
     }
   }
 }
+
+PQ_INLINE int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
 // Codes and norms of sixteen rows of a unit.
 struct Rows {
@@ -70,21 +73,27 @@ PQ_INLINE Rows skip_rows(const Rows& at, int64_t blocks) {
   return {at.data + blocks * coded_block_bytes(B), at.norms + blocks};
 }
 
-// What is read after the rows before `row` of a unit: the next rows of the unit, the next unit, or what the caller reads next.
+// What is read after the rows before `row` of a unit: the next rows of the unit, those of the next unit, or what the caller reads
+// next.
+template <int B>
 PQ_INLINE Rows rows_after(const PolarTile& t, int64_t unit, int64_t row) {
-  if (row < t.rows) return rows_at(t, unit, row);
-  return unit + 1 < t.units ? rows_at(t, unit + 1, 0) : Rows{t.next, t.next_norms};
+  while (row >= t.rows && unit < t.units) {
+    row = std::max<int64_t>(0, row - round_up(t.rows, 16));
+    ++unit;
+  }
+  return unit < t.units ? rows_at(t, unit, row) : skip_rows<B>({t.next, t.next_norms}, row * t.blocks);
 }
 
 PQ_INLINE void fetch_line(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
-// Fetches the part of the next sixteen rows that is due while row r of block b is worked on: a line every 64 bytes of codes. They are
-// walked as four streams, which keeps more reads of memory under way than one stream or sixteen.
+// Fetches the part of the next sixteen rows that is due while row r of block b is worked on: a line every 64 bytes of codes. They
+// are walked as four streams, which keeps more reads of memory under way than one stream or sixteen.
 template <int B>
 PQ_INLINE void fetch(const Rows& next, int64_t blocks, int64_t b, int64_t r) {
   const int64_t part = 4 * blocks * coded_block_bytes(B);
   // B / 4 lines a row: two or one, then the same one twice.
-  for (const int64_t line : {r * B / 4, (r + 1) * B / 4 - 1}) fetch_line(next.data + (line & 3) * part + (b * B + (line >> 2)) * 64);
+  for (const int64_t line : {r * B / 4, (r + 1) * B / 4 - 1})
+    fetch_line(next.data + (line & 3) * part + (b * B + (line >> 2)) * 64);
   if (r == 0) fetch_line(next.norms + 16 * b);
 }
 
@@ -151,13 +160,22 @@ PQ_INLINE void add_units(float* sums, int64_t units, int64_t count) {
   }
 }
 
+// How many groups of sixteen rows ahead memory is read: as far as it takes to keep it busy, and no further.
+template <int B>
+PQ_INLINE int64_t groups_ahead(int64_t blocks) {
+  constexpr int64_t kAheadBytes = 12 << 10;
+  const int64_t group = 16 * blocks * coded_block_bytes(B);
+  return std::min<int64_t>(4, (kAheadBytes + group - 1) / group);
+}
+
 template <int B, int T>
 PQ_FUNCTION void direct(const PolarTile& t) {
   const int64_t groups = (t.rows + 15) / 16;
+  const int64_t ahead = groups_ahead<B>(t.blocks);
   for (int64_t unit = 0; unit < t.units; ++unit) {
     for (int64_t g = 0; g < groups; ++g) {
-      direct_rows<B, T>(t, rows_at(t, unit, 16 * g), rows_after(t, unit, 16 * (g + 1)), std::min<int64_t>(16, t.rows - 16 * g), unit * t.blocks,
-                        t.scratch + (unit * groups + g) * T * 16);
+      direct_rows<B, T>(t, rows_at(t, unit, 16 * g), rows_after<B>(t, unit, 16 * (g + ahead)),
+                        std::min<int64_t>(16, t.rows - 16 * g), unit * t.blocks, t.scratch + (unit * groups + g) * T * 16);
     }
   }
   add_units(t.scratch, t.units, groups * T * 16);
@@ -179,8 +197,6 @@ struct alignas(64) Panel {
   uint8_t weights[kPanelBlocks][kTileRows][kDecodedBytes<B>];
   float norms[kPanelBlocks][kTileRows];
 };
-
-PQ_INLINE int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
 // A range of rows to be fetched while others are worked on, by pieces of equal length that are walked side by side.
 struct Ahead {
@@ -215,8 +231,8 @@ PQ_INLINE void advance(Ahead* ahead, int64_t end) {
 
 // Blocks [b, b + count) of `rows` rows, up to a multiple of 32; missing rows repeat the last. Fetches lines [begin, end) meanwhile.
 template <int B>
-PQ_FUNCTION void decode_panel(const PolarTile& t, const Rows& at, int64_t rows, int64_t b, int64_t count, Ahead* ahead, int64_t begin,
-                              int64_t end, Panel<B>* panel) {
+PQ_FUNCTION void decode_panel(const PolarTile& t, const Rows& at, int64_t rows, int64_t b, int64_t count, Ahead* ahead,
+                              int64_t begin, int64_t end, Panel<B>* panel) {
   constexpr int64_t kBytes = sizeof(Ints);
   const Tables tables = load_tables<B>(*t.table, kWide<B> ? 0 : kPanelBias);
   const int64_t padded = round_up(rows, 32);
@@ -279,7 +295,7 @@ PQ_FUNCTION void blocked(const PolarTile& t) {
     for (int64_t row = 0; row < t.rows; row += group) {
       const int64_t rows = std::min(group, t.rows - row);
       const Rows at = rows_at(t, unit, row);
-      const Rows after = rows_after(t, unit, row + group);
+      const Rows after = rows_after<B>(t, unit, row + group);
       // Few tokens leave memory no time to rest: the next rows are fetched from end to end, as by direct_rows.
       Ahead next_rows = make_ahead<B>(after, 4, kFewRows / 4 * t.blocks, kFewRows / 4 * t.blocks);
       for (int64_t b = 0; b < t.blocks; b += kPanelBlocks) {
