@@ -172,6 +172,10 @@ struct PrepareArgs {
 //   f32, bf16, int4: 16 lanes over the unit's columns, folded by halves; fp32 fma; int4 weights are decoded to fp32 first.
 // "Folded by halves": lane l += lane l + 8, then + 4, + 2, + 1.
 // Bytes moved: w.data_bytes() + w.scale_bytes() once a call of up to 8 tokens.
+// A backend made with BackendOptions::cublas has another contract for calls of many tokens outside steps of single tokens, f32
+// matrices aside: weights (polar: centroid * norm / sqrt(128), rotated; int4, bf16) and inputs (codes * scale; rotated; raw) are
+// rounded to bfloat16, each by 2^-8 of itself at most, and a unit is their products, which are exact, added in fp32 in an order
+// that may depend on the number of tokens and rows. Units are added by the tree.
 struct LinearArgs {
   float* y;
   Activation x;
@@ -428,10 +432,12 @@ struct BackendOptions {
   int threads = 1;            // the caller included
   std::vector<int> pin = {};  // one CPU a thread, the caller's first; empty: not pinned
   bool spin = false;          // threads wait some tens of microseconds for the next operation before they sleep
+  bool cublas = false;        // cuda alone: products of many tokens by cuBLAS, to bits of its own (LinearArgs)
 };
 
-// device: "cpu", "reference", or "cuda", the first visible device (others: kernels/plugin.h); the last two ignore the options.
-// Throws ErrorKind::usage for other names, ErrorKind::environment when this machine lacks the instruction set or the device.
+// device: "cpu", "reference", or "cuda", the first visible device (others: kernels/plugin.h); the last two ignore all options but
+// their own. Throws ErrorKind::usage for other names, ErrorKind::environment when this machine lacks the instruction set or the
+// device.
 std::unique_ptr<Backend> make_backend(const std::string& device, const BackendOptions& options = {});
 
 }  // namespace pq

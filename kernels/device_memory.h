@@ -23,9 +23,25 @@ inline constexpr int64_t kDeviceContextBytes = 450'000'000;
 // Through which ids and spans of a step reach the device.
 inline constexpr int64_t kDeviceStagingBytes = int64_t{4} << 20;
 
-// Through which matrices pass that are put into another order while a model is loaded. Not planned for: state and workspace, which
-// are taken after the weights, are larger.
+// Through which matrices pass that are put into another order while a model is loaded.
 inline constexpr int64_t kDeviceBounceBytes = int64_t{4} << 20;
+
+// Products of many tokens by cuBLAS (BackendOptions::cublas): from so many tokens on, by way of weights widened a tile at a time.
+// 32 MiB of cuBLAS's own is what NVIDIA advises for sm_90, others need less. Its handle, the pool that a handle begins with and the
+// code of the products it chooses are an allowance: the library does not say them.
+inline constexpr int64_t kWideTokens = 64;
+inline constexpr int64_t kWideTileBytes = int64_t{32} << 20;
+inline constexpr int64_t kCublasWorkspaceBytes = int64_t{32} << 20;
+inline constexpr int64_t kCublasBytes = 200'000'000;
+// Its inputs, of up to so many tokens and columns, as bfloat16.
+constexpr int64_t wide_input_bytes(int64_t tokens, int64_t cols) { return tokens < kWideTokens ? 0 : 2 * tokens * cols; }
+
+// What a device takes before the first buffer.
+constexpr int64_t device_context_bytes(bool cublas) { return kDeviceContextBytes + (cublas ? kCublasBytes : 0); }
+// What the backend takes when it is made, and holds.
+constexpr int64_t device_fixed_bytes(bool cublas) {
+  return kDeviceStagingBytes + (cublas ? kWideTileBytes + kCublasWorkspaceBytes : 0);
+}
 
 // Sums by pushing: two sets of packets of so many values, 8 bytes each, for every sender.
 inline constexpr int64_t kPushPieceFloats = int64_t{64} << 10;

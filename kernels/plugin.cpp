@@ -65,7 +65,7 @@ int cuda_device_count(std::string* reason) {
   return count;
 }
 
-std::unique_ptr<Backend> make_cuda_backend(int device, int64_t memory_limit, uint8_t* identity, int64_t* free_bytes) {
+std::unique_ptr<Backend> make_cuda_backend(int device, int64_t memory_limit, bool cublas, uint8_t* identity, int64_t* free_bytes) {
   std::string reason;
   const int count = cuda_device_count(&reason);
   if (count == 0) throw Error(ErrorKind::environment, "no GPU: " + reason + "; run with --device cpu");
@@ -74,6 +74,7 @@ std::unique_ptr<Backend> make_cuda_backend(int device, int64_t memory_limit, uin
   CudaRequest request;
   request.device = device;
   request.memory_limit = memory_limit;
+  request.cublas = cublas ? 1 : 0;
   Backend* backend = plugin().make_backend(&request);
   if (backend == nullptr) throw Error(static_cast<ErrorKind>(request.error_kind), request.error);
   if (free_bytes != nullptr) *free_bytes = request.free_bytes;

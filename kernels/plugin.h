@@ -14,13 +14,14 @@ class DeviceSum;
 struct RankExchange;
 
 // Exported by the plugin as pq_cuda_abi. Changes with every change of this header, of kernels/backend.h or of kernels/codebook.h.
-inline constexpr int32_t kCudaAbi = 5;
+inline constexpr int32_t kCudaAbi = 6;
 
 struct CudaRequest {
   int32_t device = 0;         // index among the visible devices
   int64_t memory_limit = 0;   // bytes of device memory the backend may allocate; 0: all there is
+  int32_t cublas = 0;         // 1: products of many tokens by cuBLAS
   uint8_t identity[16] = {};  // answered by the factory: the UUID of the device
-  int64_t free_bytes = 0;     // and what it has free, its context aside
+  int64_t free_bytes = 0;     // and what it has free, its context and code aside, for all buffers together
   int32_t error_kind = 0;     // an ErrorKind, and its message, when the request failed
   char error[512] = {};
 };
@@ -41,8 +42,8 @@ int cuda_device_count(std::string* reason);
 std::unique_ptr<DeviceSum> make_cuda_sum(Backend& backend, const std::string& method, const RankExchange& exchange,
                                          double time_limit_seconds);
 
-// Throws ErrorKind::environment when there is no such device.
+// Throws ErrorKind::environment when there is no such device, or no cuBLAS where that is asked for (BackendOptions::cublas).
 // identity [16], free_bytes: the device's UUID and free memory; both may be null.
-std::unique_ptr<Backend> make_cuda_backend(int device, int64_t memory_limit, uint8_t* identity, int64_t* free_bytes);
+std::unique_ptr<Backend> make_cuda_backend(int device, int64_t memory_limit, bool cublas, uint8_t* identity, int64_t* free_bytes);
 
 }  // namespace pq

@@ -43,6 +43,9 @@ for tool in mpirun cmake ninja; do command -v "$tool" >/dev/null || note "$tool"
 [ -e /usr/include/nccl.h ] || [ -e "$(dirname "$(dirname "$(command -v nvcc)")")/include/nccl.h" ] ||
   note "nccl.h" "not on this machine: the plugin is built without NCCL"
 
+[ -e /usr/include/cublas_v2.h ] || [ -e "$(dirname "$(dirname "$(command -v nvcc)")")/include/cublas_v2.h" ] ||
+  note "cublas_v2.h" "not on this machine: the plugin is built without --prefill cublas"
+
 check "build" scripts/build.sh
 if [ ! -e "$build/bin/libpq_cuda.so" ]; then
   note "CUDA plugin" "NOT BUILT: what follows would say nothing; see the log of the build"
@@ -95,6 +98,20 @@ for way in auto p2p host nccl mpi; do
   fi
   same "2 ranks, --allreduce $way" "$(hash 2 --device cuda "${share[@]}" --allreduce "$way")" "$cpu"
 done
+# Its promise: the same bits again, and not those of the default, which would say that it was not used.
+tale=$(for _ in 1 2 3 4 5 6 7 8; do printf 'Once upon a time there was a patient little bear who lived near a river. '; done)
+wide=$(hash 1 --device cuda --prefill cublas -p "$tale")
+same "--prefill cublas, twice" "$(hash 1 --device cuda --prefill cublas -p "$tale")" "$wide"
+if [ "$wide" = "$(hash 1 --device cuda -p "$tale")" ]; then
+  note "--prefill cublas" "NOT USED: the logits are those of --prefill codes"
+  failed=1
+fi
+two=$(hash 2 --device cuda "${share[@]}" --prefill cublas -p "$tale")
+note "--prefill cublas, 2 ranks" "$([ "$two" = "$wide" ] && echo "equal bits, which is not promised" || echo "other bits, as is allowed")"
+for way in codes cublas; do
+  check "perplexity with --prefill $way" launch/pq -np 1 pq-ppl -m tests/data/demo -f tests/data/demo/eval.txt --protocol gptq-2048 --ctx 256 --windows 16 --device cuda --prefill "$way"
+  note "its perplexity" "$(grep -i -m 1 perplexity "$out/perplexity_with_--prefill_$way.log" | cut -c1-160)"
+done
 note "ways to add" "$(grep -o 'GPUs add by.*' "$out/demo.log" | head -n 1)"
 # refused NAME CODE COMMAND...: one line on stderr and that code.
 refused() {
@@ -111,6 +128,8 @@ refused() {
 }
 [ "$devices" -eq 1 ] && refused "two ranks on one device" 64 launch/pq -np 2 pq-run -m tests/data/demo -p a -n 1 --device cuda
 refused "a cap below the CUDA context" 64 launch/pq -np 1 pq-run -m tests/data/demo -p a -n 1 --device cuda --memory 100MB
+refused "a cap below the CUDA context with cuBLAS" 64 launch/pq -np 1 pq-run -m tests/data/demo -p a -n 1 --device cuda \
+  --memory 600MB --prefill cublas
 refused "a cap below the model" 69 launch/pq -np 1 pq-run -m tests/data/demo -p a -n 1 --device cuda --memory 451MB
 
 # The headline of a report: its first row, its limits and its device memory, without a parser of JSON.
@@ -132,12 +151,20 @@ bench decode -n 64 -d 16384
 bench decode -n 64 -d 1024 --parallel 1,2,4,8
 bench decode -n 16 -d 1024 --breakdown
 bench prefill -p 512,4096,16384 -r 2
+for way in codes cublas; do
+  bench prefill -p 512,4096,16384 -r 2 -b 2048 --prefill "$way"
+  bench prefill -p 512 -r 2 -b 512 --format pq4 --prefill "$way"
+done
 bench kernels -r 3
+bench kernels -r 3 -b 2048 --prefill cublas
 ranks=2 bench comm "${share[@]}"
 # The plan must hold, and the device must have no more of it taken than planned: a rank of 2, 16k positions, 10 GB.
+check "rank 0 of 2 within 10 GB, with cuBLAS" launch/pq -np 2 pq-bench prefill -p 4096 -r 1 --geometry qwen3.5-27b \
+  --device cuda "${share[@]}" --memory 10GB --prefill cublas
+note "its memory" "$(grep -h '^rank 0: device' "$out"/rank_0_of_2_within_10_GB,_with*.log | head -n 1)"
 check "rank 0 of 2 within 10 GB, 16k positions" launch/pq -np 2 pq-bench decode -n 8 -d 1024 -c 16384 --geometry qwen3.5-27b \
   --device cuda "${share[@]}" --memory 10GB
-note "its memory" "$(grep -h '^rank 0: device' "$out"/rank_0_of_2_within_10_GB*.log | head -n 1)"
+note "its memory" "$(grep -h '^rank 0: device' "$out"/rank_0_of_2_within_10_GB,_16k*.log | head -n 1)"
 
 {
   echo "| what | result |"

@@ -97,7 +97,8 @@ std::string gigabytes(int64_t bytes) {
 
 }  // namespace
 
-CudaBackend::CudaBackend(int device, int64_t memory_limit) : device_(device), ledger_(std::make_shared<Ledger>()) {
+CudaBackend::CudaBackend(int device, int64_t memory_limit, int64_t wide_tile_bytes)
+    : device_(device), ledger_(std::make_shared<Ledger>()) {
   check(cudaSetDevice(device), "cudaSetDevice");
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
@@ -111,10 +112,21 @@ CudaBackend::CudaBackend(int device, int64_t memory_limit) : device_(device), le
   ring_ = allocate(kRingBytes);
   step_area_ = allocate(kStepBytes);
   check(cudaMallocHost(reinterpret_cast<void**>(&ring_host_), kRingBytes), "cudaMallocHost");
+  if (wide_tile_bytes == 0) return;
+  try {
+    wide_ = std::make_unique<WideProducts>(*this, stream_, wide_tile_bytes);
+  } catch (...) {
+    close();
+    throw;
+  }
+  name_ += ", prefill by " + wide_->gemm().name();
 }
 
-CudaBackend::~CudaBackend() {
+CudaBackend::~CudaBackend() { close(); }
+
+void CudaBackend::close() {
   cudaStreamSynchronize(stream_);
+  wide_.reset();
   for (const cudaEvent_t event : marks_) cudaEventDestroy(event);
   cudaFreeHost(ring_host_);
   cudaStreamDestroy(stream_);
@@ -235,11 +247,14 @@ bool CudaBackend::stage_step(const StepArgs& args) {
 
 std::string CudaBackend::run_step(const StepArgs& args, const std::function<void()>& body) {
   struct Ended {
-    StepArgs& step;
-    ~Ended() { step = {}; }
-  } ended{step_};
-  if (stage_step(args) && args.key.owner != 0 && one_token_each(args.spans))
-    return graphs_.run(args.key, position_bucket(args.spans), body);
+    CudaBackend& backend;
+    ~Ended() {
+      backend.step_ = {};
+      backend.decoding_ = false;
+    }
+  } ended{*this};
+  decoding_ = one_token_each(args.spans);
+  if (stage_step(args) && args.key.owner != 0 && decoding_) return graphs_.run(args.key, position_bucket(args.spans), body);
   body();
   return {};
 }
@@ -304,7 +319,9 @@ void CudaBackend::linear(const LinearArgs& args) {
   const DeviceCodebook& book = device_codebook(args.w.codebook);
   const int64_t count = args.x.tokens * args.w.rows;
   float* sums = args.w.units == 1 ? args.y : scratch(args.w.units * count);
-  if (args.w.format == WeightFormat::polar && args.x.mode == ActivationMode::int8) {
+  if (wide_ != nullptr && !decoding_ && WideProducts::worthwhile(args)) {
+    wide_->linear(args, sums, book);
+  } else if (args.w.format == WeightFormat::polar && args.x.mode == ActivationMode::int8) {
     launch_polar_int8(args, sums, book, multiprocessors_, stream_);
   } else {
     launch_float_linear(args, sums, book, stream_);

@@ -12,6 +12,7 @@
 
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/step_graphs.h"
+#include "kernels/cuda/wide_products.h"
 #include "kernels/device_measure.h"
 #include "kernels/device_memory.h"
 
@@ -20,8 +21,9 @@ namespace pq::cuda {
 class CudaBackend : public Backend, public PinnedMemory, public DeviceMeasure {
  public:
   // memory_limit: bytes of device memory that buffers may take together; 0: what the device has. Throws ErrorKind::environment when
-  // the device does not exist, is older than sm_80, or cannot be opened.
-  CudaBackend(int device, int64_t memory_limit);
+  // the device does not exist, is older than sm_80, or cannot be opened. wide_tile_bytes: of the memory for widened weights, where
+  // products of many tokens are left to cuBLAS; 0: they are not, and there need be no cuBLAS.
+  CudaBackend(int device, int64_t memory_limit, int64_t wide_tile_bytes = 0);
   ~CudaBackend() override;
 
   std::string name() const override { return name_; }
@@ -88,6 +90,8 @@ class CudaBackend : public Backend, public PinnedMemory, public DeviceMeasure {
     Buffer device;
   };
 
+  // Gives back what is no Buffer.
+  void close();
   const DeviceCodebook& device_codebook(const Codebook* book);
   // An encoder's launch between its report's memory and what the report says.
   template <typename Args, typename Launch>
@@ -119,8 +123,10 @@ class CudaBackend : public Backend, public PinnedMemory, public DeviceMeasure {
   char* ring_host_ = nullptr;
   int64_t ring_used_ = 0;
   Buffer step_area_;
-  StepArgs step_;  // the one that runs, when staged
+  StepArgs step_;          // the one that runs, when staged
+  bool decoding_ = false;  // the step that runs has one token of each sequence
   StepGraphs graphs_{stream_};
+  std::unique_ptr<WideProducts> wide_;  // null: every product in the contract's order
   std::function<void(double)> watcher_;
   std::vector<cudaEvent_t> marks_;  // made so far, of which the first `marked_` are in use
   size_t marked_ = 0;

@@ -35,13 +35,14 @@ extern "C" __attribute__((visibility("default"))) int32_t pq_cuda_device_count(p
 
 extern "C" __attribute__((visibility("default"))) pq::Backend* pq_cuda_make_backend(pq::CudaRequest* request) {
   try {
-    auto backend = std::make_unique<pq::cuda::CudaBackend>(request->device, request->memory_limit);
+    auto backend = std::make_unique<pq::cuda::CudaBackend>(request->device, request->memory_limit,
+                                                           request->cublas != 0 ? pq::kWideTileBytes : 0);
     cudaDeviceProp properties{};
     pq::cuda::check(cudaGetDeviceProperties(&properties, request->device), "cudaGetDeviceProperties");
     std::memcpy(request->identity, properties.uuid.bytes, sizeof request->identity);
     size_t free = 0, total = 0;
     pq::cuda::check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-    request->free_bytes = static_cast<int64_t>(free);
+    request->free_bytes = static_cast<int64_t>(free) + backend->held_bytes();
     return backend.release();
   } catch (const pq::Error& error) {
     fail(request, error.kind(), error.what());

@@ -42,6 +42,13 @@ __device__ inline uint32_t select_bytes(uint32_t a, uint32_t b, uint32_t selecto
 // Bytes of 0 or 255 by the top bits of the bytes of x.
 __device__ inline uint32_t spread_signs(uint32_t x) { return select_bytes(x, 0, 0xba98u); }
 
+// Two bfloat16, to nearest, ties to even, the first in the lower half.
+__device__ inline uint32_t pack_bf16(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
 // Memory that other devices or the host read and write meanwhile: whole packets and words, unordered among each other.
 __device__ inline void store_packet(uint64_t* address, uint64_t packet) {
   asm volatile("st.relaxed.sys.global.u64 [%0], %1;" : : "l"(address), "l"(packet) : "memory");

@@ -83,17 +83,20 @@ void make_rank_backend(const ModelFlags& flags, const Session& session, Model* m
   std::string reason;
   const int devices = device == "cuda" || device == "auto" ? cuda_device_count(&reason) : 0;
   if (device == "auto" && devices == 0) log_once("no GPU: " + reason + "; running on the CPU");
+  const bool cublas = flags.backend.prefill == "cublas";
   if (device != "cuda" && devices == 0) {
+    if (cublas) throw Error(ErrorKind::usage, "--prefill cublas is for GPUs; leave it out, or run with --device cuda");
     model->backend = make_encoder_backend(flags.backend, session);
     return;
   }
-  if (flags.memory_bytes > 0 && flags.memory_bytes <= kDeviceContextBytes) {
-    throw Error(ErrorKind::usage,
-                fmt::format("--memory {} is less than a CUDA context takes ({}); allow more, or run with --device cpu",
-                            bytes_text(flags.memory_bytes), bytes_text(kDeviceContextBytes)));
+  const int64_t context = device_context_bytes(cublas);
+  if (flags.memory_bytes > 0 && flags.memory_bytes <= context) {
+    throw Error(ErrorKind::usage, fmt::format("--memory {} is less than a CUDA context {}takes ({}); allow more, or run with {}",
+                                              bytes_text(flags.memory_bytes), cublas ? "with cuBLAS " : "", bytes_text(context),
+                                              cublas ? "--prefill codes" : "--device cpu"));
   }
-  const int64_t for_buffers = flags.memory_bytes > 0 ? flags.memory_bytes - kDeviceContextBytes : 0;
-  model->backend = make_cuda_backend(devices == 0 ? 0 : session.local_rank() % devices, for_buffers, model->device.data(),
+  const int64_t for_buffers = flags.memory_bytes > 0 ? flags.memory_bytes - context : 0;
+  model->backend = make_cuda_backend(devices == 0 ? 0 : session.local_rank() % devices, for_buffers, cublas, model->device.data(),
                                      &model->device_free_bytes);
   // Ranks that share a device share its memory.
   model->device_free_bytes /= std::max(1, (session.local_ranks() + devices - 1) / std::max(1, devices));
@@ -102,9 +105,10 @@ void make_rank_backend(const ModelFlags& flags, const Session& session, Model* m
 Place place_of(const Model& model) { return model.device == DeviceIdentity{} ? Place::host : Place::gpu; }
 
 void plan_within(const ModelFlags& flags, const Session& session, Model* model) {
-  const int64_t limit = flags.memory_bytes > 0               ? flags.memory_bytes
-                        : model->runtime.place == Place::gpu ? model->device_free_bytes + kDeviceContextBytes
-                                                             : proc_bytes("/proc/meminfo", "MemAvailable") / session.local_ranks();
+  const int64_t limit = flags.memory_bytes > 0 ? flags.memory_bytes
+                        : model->runtime.place == Place::gpu
+                            ? model->device_free_bytes + device_context_bytes(model->runtime.cublas)
+                            : proc_bytes("/proc/meminfo", "MemAvailable") / session.local_ranks();
   model->plan = plan_rank(model->config, model->runtime, *model->source, session.rank(), session.ranks(), limit);
   check_memory(*model, flags, limit);
 }
@@ -179,6 +183,7 @@ Model open_model(Session& session, const ModelFlags& flags) {
     model.runtime = runtime_options(flags, model.config);
     make_rank_backend(flags, session, &model);
     model.runtime.place = place_of(model);
+    model.runtime.cublas = flags.backend.prefill == "cublas";
     model.runtime.nccl = flags.backend.allreduce == "auto" || flags.backend.allreduce == "nccl";
     model.source = open_weights(flags.model, tensor_specs(model.config), make_recipe(flags.recipe), *model.backend);
     plan_within(flags, session, &model);

@@ -137,6 +137,13 @@ void add_backend_flags(CLI::App* app, BackendFlags* flags) {
       ->capture_default_str();
 }
 
+void add_prefill_flag(CLI::App* app, BackendFlags* flags) {
+  app->add_option("--prefill", flags->prefill, "on a GPU: codes (the bits of decode) or cublas (BF16)")
+      ->type_name("WAY")
+      ->check(CLI::IsMember({"codes", "cublas"}))
+      ->capture_default_str();
+}
+
 void add_job_flags(CLI::App* app, JobOptions* options) {
   app->add_option("--watchdog", options->watchdog_seconds, "seconds without progress that end the job; 0: wait for ever")
       ->type_name("SECONDS")
@@ -179,6 +186,7 @@ void add_model_flags(CLI::App* app, ModelFlags* flags) {
       ->type_name("TYPE")
       ->check(CLI::IsMember({"f16", "q8", "f32"}));
   add_backend_flags(app, &flags->backend);
+  add_prefill_flag(app, &flags->backend);
   add_recipe_flags(app, &flags->recipe);
   app->option_defaults()->group(kLastGroup);
 }

@@ -34,6 +34,7 @@ struct BackendFlags {
   int threads = 0;  // 0: the CPUs of the rank
   bool share_device = false;
   std::string allreduce = "auto";  // how GPUs add over ranks: a name of comm/sum_choice.h
+  std::string prefill = "codes";   // how a GPU multiplies many tokens: codes or cublas
 };
 
 // Which model, and how it is held.
@@ -56,11 +57,13 @@ std::unique_ptr<CLI::App> make_command_line(const std::string& program, const st
 // In a group of its own; the group of options defined later stays as it was.
 void add_recipe_flags(CLI::App* app, RecipeFlags* flags);
 void add_activations_flag(CLI::App* app, std::string* activations);
-// -t, --isa and --device.
+// -t, --isa, --device and how GPUs add.
 void add_backend_flags(CLI::App* app, BackendFlags* flags);
+// --prefill, of programs that run a model.
+void add_prefill_flag(CLI::App* app, BackendFlags* flags);
 // --watchdog and --check-collectives.
 void add_job_flags(CLI::App* app, JobOptions* options);
-// -m, -c, -b, --memory, --activations, --kv-type, the backend flags and the recipe flags.
+// -m, -c, -b, --memory, --activations, --kv-type, --prefill, the backend flags and the recipe flags.
 void add_model_flags(CLI::App* app, ModelFlags* flags);
 // A size flag: bytes, or a number with kB MB GB TB (powers of 1000) or KiB MiB GiB TiB.
 void add_size_flag(CLI::App* app, const std::string& name, int64_t* bytes, const std::string& help);

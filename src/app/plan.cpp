@@ -122,6 +122,7 @@ Json to_json(const Plan& plan) {
   json["batch"] = plan.runtime.batch;
   json["kv_type"] = kv_type_name(plan.runtime.kv_type);
   json["activations"] = plan.runtime.activations == ActivationMode::f32 ? "f32" : "int8";
+  json["prefill"] = plan.runtime.cublas ? "cublas" : "codes";
   json["memory_limit_bytes"] = plan.limit > 0 ? Json(plan.limit) : Json(nullptr);
   json["fits"] = plan.limit > 0 ? Json(plan.fits) : Json(nullptr);
   json["largest_context"] = plan.largest_context;
@@ -200,6 +201,9 @@ std::string plan_report(const ModelFlags& flags, int ranks, bool json) {
   check_rank_count(plan.config, ranks);
   plan.runtime = runtime_options(flags, plan.config);
   if (flags.backend.device == "cuda") plan.runtime.place = Place::gpu;
+  plan.runtime.cublas = flags.backend.prefill == "cublas";
+  if (plan.runtime.cublas && plan.runtime.place == Place::host)
+    throw Error(ErrorKind::usage, "--prefill cublas is for GPUs; leave it out, or plan with --device cuda");
   plan.runtime.nccl = flags.backend.allreduce == "auto" || flags.backend.allreduce == "nccl";
   plan.weights = source->description();
   plan.bits_per_weight = bits_per_weight(plan.config, *source);

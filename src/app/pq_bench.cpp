@@ -102,6 +102,7 @@ std::optional<std::string> parse(int argc, char** argv, BenchOptions* o) {
   add_size_flag(app.get(), "--memory", &o->model.memory_bytes, "of a GPU, the most a rank may take");
   add_activations_flag(app.get(), &o->model.activations);
   add_backend_flags(app.get(), &o->model.backend);
+  add_prefill_flag(app.get(), &o->model.backend);
   app->option_defaults()->group("Other");
   add_job_flags(app.get(), &o->job);
   app->add_flag("--json", o->json, "JSON on standard output");
@@ -111,6 +112,8 @@ std::optional<std::string> parse(int argc, char** argv, BenchOptions* o) {
   if (o->what == "load" && o->model.model.empty()) throw Error(ErrorKind::usage, "load needs -m, the store or checkpoint to read");
   if (o->what == "quantize" && !o->model.model.empty())
     throw Error(ErrorKind::usage, "quantize encodes random weights of a --geometry; leave out -m");
+  if (o->model.backend.prefill != "codes" && o->what != "prefill" && o->what != "decode" && o->what != "kernels")
+    throw Error(ErrorKind::usage, "--prefill is for prefill, decode and kernels; leave it out");
   if (o->breakdown && o->what != "decode") throw Error(ErrorKind::usage, "--breakdown is for decode; leave it out");
   return std::nullopt;
 }
@@ -144,6 +147,7 @@ Model synthetic_model(Session& session, const BenchOptions& o) {
     model.runtime = runtime_options(o.model, model.config);
     model.source = std::make_unique<SyntheticSource>(encoding.format, encoding.bits);
     model.runtime.place = place_of(model);
+    model.runtime.cublas = o.model.backend.prefill == "cublas";
     model.runtime.nccl = o.model.backend.allreduce == "auto" || o.model.backend.allreduce == "nccl";
     plan_within(o.model, session, &model);
   });

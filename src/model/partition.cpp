@@ -254,10 +254,11 @@ MemoryPlan plan_memory(const ModelConfig& config, const RuntimeOptions& options,
     plan.process = kProcessBytes;
   } else {
     plan.workspace += device_workspace_bytes(config, options, ranks);
-    // State and workspace are taken when the weights are there.
-    plan.workspace = std::max(plan.workspace, loading_bytes - plan.kv_cache - plan.delta_state - plan.conv_state);
+    // State and the rest of the workspace are taken when the weights are there.
+    const int64_t while_loading = device_fixed_bytes(options.cublas) + loading_bytes + kDeviceBounceBytes;
+    plan.workspace = std::max(plan.workspace, while_loading - plan.kv_cache - plan.delta_state - plan.conv_state);
     if (ranks > 1) plan.communication = push_sum_bytes(ranks) + (options.nccl ? kNcclBytes : 0);
-    plan.process = kDeviceContextBytes;
+    plan.process = device_context_bytes(options.cublas);
   }
   if (memory_limit == 0) {
     plan.largest_context = config.max_position;

@@ -43,7 +43,8 @@ struct RuntimeOptions {
   ActivationMode activations = ActivationMode::int8;
   KvType kv_type = KvType::f16;
   Place place = Place::host;
-  bool nccl = false;  // gpu: room for a communicator of NCCL
+  bool nccl = false;    // gpu: room for a communicator of NCCL
+  bool cublas = false;  // gpu: products of many tokens by cuBLAS (BackendOptions::cublas)
 };
 
 // Bytes one rank needs, itemised. total() is what `--memory` is compared with: memory of the host, or of the GPU.
@@ -54,7 +55,7 @@ struct MemoryPlan {
   int64_t conv_state = 0;
   int64_t workspace = 0;
   int64_t communication = 0;
-  int64_t process = 0;  // host: code, libraries, MPI, tokenizer; gpu: the CUDA context, code and graphs; an allowance
+  int64_t process = 0;  // host: code, libraries, MPI, tokenizer; gpu: the CUDA context, code, graphs and cuBLAS; an allowance
   int64_t total() const { return weights + kv_cache + delta_state + conv_state + workspace + communication + process; }
   int64_t host_embedding = 0;   // gpu: bytes of the embedding, which stays in host memory and is no part of the total
   int64_t largest_context = 0;  // that fits `memory_limit`, at most config.max_position; 0: not even one position

@@ -68,7 +68,9 @@ int64_t device_workspace_bytes(const ModelConfig& config, const RuntimeOptions& 
   // A shorter context may hold more tokens at once, but no more floats than either of these.
   const int64_t part = attention_part_floats(s.heads, config.head_dim, options.context);
   const int64_t attention = std::max(part, std::min(kAttentionPartFloats, options.batch * part));
-  return kDeviceStagingBytes + 4 * std::max(products, attention);
+  const int64_t widest = std::max({config.hidden, s.intermediate, s.value_width, s.attention_width});
+  return device_fixed_bytes(options.cublas) + (options.cublas ? wide_input_bytes(options.batch, widest) : 0) +
+         4 * std::max(products, attention);
 }
 
 WorkspaceSize workspace_size(const ModelConfig& config, const RuntimeOptions& options, int ranks) {

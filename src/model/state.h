@@ -52,7 +52,8 @@ struct WorkspaceSize {
 };
 WorkspaceSize workspace_size(const ModelConfig& config, const RuntimeOptions& options, int ranks);
 
-// What the cuda backend takes for a step beside those areas: staging, and its sums of units or one product of SwiGLU.
+// What the cuda backend takes for a step beside those areas: staging, its sums of units or one product of SwiGLU, and what it gives
+// to cuBLAS.
 int64_t device_workspace_bytes(const ModelConfig& config, const RuntimeOptions& options, int ranks);
 
 // fp32 elements of the parts of `scratch`, in the order the transformer lays them out, for one token.

@@ -207,6 +207,8 @@ TEST(BenchUsage, Refusals) {
   EXPECT_THAT(refusal(bench(0, "decode", small({"-n", "0"})), 64), HasSubstr("--steps"));
   EXPECT_THAT(refusal(bench(0, "load", small({})), 64), HasSubstr("-m"));
   EXPECT_THAT(refusal(bench(0, "prefill", small({"--breakdown"})), 64), HasSubstr("--breakdown is for decode"));
+  EXPECT_THAT(refusal(bench(0, "comm", small({"--prefill", "cublas"})), 64), HasSubstr("--prefill is for prefill, decode and"));
+  EXPECT_THAT(refusal(bench(2, "prefill", small({"--prefill", "cublas"})), 64), HasSubstr("--prefill cublas is for GPUs"));
   EXPECT_THAT(refusal(bench(0, "quantize", {"-m", test::demo_path()}), 64), HasSubstr("leave out -m"));
   EXPECT_THAT(refusal(bench(0, "quantize", small({"--format", "bf16"})), 64), HasSubstr("bf16"));
   EXPECT_THAT(refusal(bench(0, "decode", {"-m", test::demo_path(), "--layers", "2"}), 64), HasSubstr("--layers"));

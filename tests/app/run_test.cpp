@@ -478,6 +478,21 @@ TEST(Plan, TwoGpusOfTenGigabytesWithoutAGpu) {
   const auto text = run(0, {"-m", "qwen3.5-27b", "--plan", "--device", "cuda", "--ranks", "2", "--memory", "10GB", "-c", "16384"});
   EXPECT_THAT(text.out, HasSubstr("host embedding"));
   EXPECT_THAT(refusal(run_demo(2, {"-p", "a", "--allreduce", "p2p"}), {64}), HasSubstr("--allreduce p2p is for GPUs"));
+  // What cuBLAS takes is in the plan: its code, its workspace, a tile of weights and the inputs of a step of 256 tokens.
+  const auto wide = run(0, {"-m", "qwen3.5-27b", "--plan", "--device", "cuda", "--ranks", "2", "--memory", "10GB", "-c", "16384",
+                            "--prefill", "cublas", "--json"});
+  ASSERT_EQ(wide.code, 0) << wide.err;
+  const json with = json::parse(wide.out);
+  EXPECT_EQ(plan["prefill"], "codes");
+  EXPECT_EQ(with["prefill"], "cublas");
+  const json &bytes = plan["per_rank"][0]["bytes"], &with_bytes = with["per_rank"][0]["bytes"];
+  EXPECT_EQ(with_bytes["device_context"], bytes["device_context"].get<int64_t>() + 200'000'000);
+  EXPECT_EQ(with_bytes["workspace"], bytes["workspace"].get<int64_t>() + (int64_t{64} << 20) + 2 * 256 * 8704);
+  EXPECT_LE(with["largest_context"], plan["largest_context"]);
+  // On a host there is nothing it could mean.
+  EXPECT_THAT(refusal(run_demo(2, {"-p", "a", "--prefill", "cublas"}), {64}), HasSubstr("--prefill cublas is for GPUs"));
+  EXPECT_THAT(refusal(run(0, {"-m", "qwen3.5-27b", "--plan", "--prefill", "cublas"}), {64}), HasSubstr("plan with --device cuda"));
+  EXPECT_THAT(refusal(run_demo(0, {"-p", "a", "--prefill", "cudnn"}), {64}), HasSubstr("--prefill"));
 }
 
 TEST(Plan, EverySizeAndIllegalCounts) {

@@ -79,7 +79,9 @@ inline Golden demo_golden() {
 struct RunSetup {
   std::string model;
   std::string format = "bf16";
-  std::string device = "cpu";  // of make_backend, or cuda-emulated: the CUDA kernels as fibers of this process
+  // Of make_backend, or cuda-emulated: the CUDA kernels as fibers of this process; or cublas-emulated, with products of many tokens
+  // by the stand-in for cuBLAS.
+  std::string device = "cpu";
   int ranks = 1;
   bool scale_search = false;  // the encoder's; a tenth of the time without, and no test here depends on it
   RuntimeOptions options{.context = 512, .slots = 1, .batch = 128, .activations = ActivationMode::f32, .kv_type = KvType::f32};
@@ -90,8 +92,10 @@ inline std::vector<float> run_steps(const RunSetup& setup, const std::vector<Ste
   const ModelConfig config = load_model_config(setup.model);
   std::vector<float> logits;
   const auto body = [&](Communicator& comm) {
-    const std::unique_ptr<Backend> backend =
-        setup.device == "cuda-emulated" ? make_emulated_cuda_backend() : make_backend(setup.device);
+    const std::unique_ptr<Backend> backend = setup.device == "cuda-emulated" ? make_emulated_cuda_backend()
+                                             : setup.device == "cublas-emulated"
+                                                 ? make_emulated_cuda_backend(0, 0, int64_t{64} << 10)
+                                                 : make_backend(setup.device);
     const std::unique_ptr<Backend> encoder = make_backend(setup.device == "reference" ? "reference" : "cpu");
     Encoding encoding;
     require(try_parse_encoding(setup.format, &encoding), "format of a test setup");

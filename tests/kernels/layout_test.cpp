@@ -3,43 +3,13 @@
 #include <array>
 
 #include "kernels/cuda/rows_choice.h"
-#include "tests/kernels/kernel_cases.h"
+#include "tests/kernels/on_device.h"
 #include "tests/support/simt/emulated_backend.h"
 
 namespace pq {
 namespace {
 
 constexpr MatrixKind kPq5{.format = WeightFormat::polar, .bits = 5};
-
-// A matrix in the memory of an emulated device, in store order or arranged.
-struct OnDevice {
-  OnDevice(Backend& backend, const OwnedMatrix& owned, bool arranged)
-      : data(backend.allocate(owned.matrix.data_bytes())),
-        scales(backend.allocate(owned.matrix.scale_bytes())),
-        matrix(owned.matrix) {
-    backend.upload(data.data(), owned.data.data(), data.bytes());
-    backend.upload(scales.data(), owned.scales.data(), scales.bytes());
-    matrix.data = data.data();
-    matrix.scales = scales.as<uint16_t>();
-    if (arranged) backend.arrange(&matrix);
-  }
-  Buffer data, scales;
-  Matrix matrix;
-};
-
-template <typename T>
-std::vector<T> downloaded(Backend& backend, const Buffer& buffer) {
-  std::vector<T> host(static_cast<size_t>(buffer.bytes()) / sizeof(T));
-  backend.download(host.data(), buffer.data(), buffer.bytes());
-  return host;
-}
-
-template <typename T>
-Buffer uploaded(Backend& backend, const std::vector<T>& host) {
-  Buffer buffer = backend.allocate(static_cast<int64_t>(host.size() * sizeof(T)));
-  backend.upload(buffer.data(), host.data(), buffer.bytes());
-  return buffer;
-}
 
 // The code of weight i of a row's block in a tile of n rows, read by the description in kernels/cuda/tiles.h.
 int code_in_tile(const uint8_t* tile, int n, int row, int i) {

@@ -179,6 +179,20 @@ TEST(MemoryPlanOf27B, TwoGpusOfTenGigabytesHoldSixteenThousandPositions) {
   EXPECT_EQ(all.process, kDeviceContextBytes);
   EXPECT_EQ(all.workspace - host.workspace, kDeviceStagingBytes + 4 * 256 * int64_t{4 * 5120});
   EXPECT_EQ(all.communication, 2 * 2 * 8 * kPushPieceFloats);
+  // cuBLAS: its code, its workspace, a tile of weights; inputs of half the intermediate width where a step has enough tokens.
+  options.cublas = true;
+  for (const int64_t batch : {int64_t{16}, int64_t{256}, int64_t{2048}}) {
+    RuntimeOptions without = options;
+    without.batch = options.batch = batch;
+    without.cublas = false;
+    const MemoryPlan with = plan_rank(config, options, source, 0, 2, 0), codes = plan_rank(config, without, source, 0, 2, 0);
+    EXPECT_EQ(with.process - codes.process, kCublasBytes);
+    EXPECT_EQ(with.workspace - codes.workspace,
+              kWideTileBytes + kCublasWorkspaceBytes + (batch < kWideTokens ? 0 : 2 * batch * 8704));
+    EXPECT_EQ(with.kv_cache, codes.kv_cache);
+  }
+  options.cublas = false;
+  options.batch = 256;
   // With room for NCCL the embedding has to leave: half of 248,320 rows of 5120 weights at 41/64 byte.
   options.nccl = true;
   for (int rank : {0, 1}) {

@@ -6,8 +6,8 @@
 
 namespace pq {
 
-std::unique_ptr<Backend> make_emulated_cuda_backend(int device, int64_t memory_limit) {
-  return std::make_unique<cuda::CudaBackend>(device, memory_limit);
+std::unique_ptr<Backend> make_emulated_cuda_backend(int device, int64_t memory_limit, int64_t wide_tile_bytes) {
+  return std::make_unique<cuda::CudaBackend>(device, memory_limit, wide_tile_bytes);
 }
 
 std::unique_ptr<DeviceSum> make_emulated_sum(Backend& backend, const std::string& method, const RankExchange& exchange,

@@ -72,6 +72,15 @@ int64_t memory_used() {
   return used;
 }
 
+bool inside_allocation(const void* data, size_t bytes) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  char* first = static_cast<char*>(const_cast<void*>(data));
+  auto found = allocations().upper_bound(first);
+  if (found == allocations().begin()) return false;
+  --found;
+  return bytes <= found->second && first - found->first <= static_cast<ptrdiff_t>(found->second - bytes);
+}
+
 }  // namespace simt
 
 const char* cudaGetErrorString(cudaError_t error) {

@@ -73,5 +73,7 @@ void check_canaries();
 // Bytes of emulated device memory, and how many are taken.
 int64_t memory_total();
 int64_t memory_used();
+// Whether one allocation of emulated device memory holds all of [data, data + bytes).
+bool inside_allocation(const void* data, size_t bytes);
 
 }  // namespace simt

@@ -61,6 +61,15 @@ inline uint32_t select_bytes(uint32_t a, uint32_t b, uint32_t selectors) {
 }
 inline uint32_t spread_signs(uint32_t x) { return select_bytes(x, 0, 0xba98u); }
 
+inline uint32_t pack_bf16(float low, float high) {
+  const auto rounded = [](float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  };
+  return rounded(low) | rounded(high) << 16;
+}
+
 inline void store_packet(uint64_t* address, uint64_t packet) {
   std::atomic_ref<uint64_t>(*address).store(packet, std::memory_order_relaxed);
 }
