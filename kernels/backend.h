@@ -232,6 +232,8 @@ struct DeltaState {
 // a, b [tokens, value_heads]; a_log, dt_bias [value_heads]; y [tokens, value_heads * value_dim]. Value head h reads key head
 // h * key_heads / value_heads. A span at position 0 starts from S = 0 whatever the state holds.
 // key_dim and value_dim are multiples of 16.
+// A backend made with BackendOptions::cublas has another contract for calls with a span of many tokens outside steps of single tokens:
+// the products of several rows and of folding are each within 2^-20 of themselves, and added in fp32 in any order.
 struct GatedDeltaArgs {
   float* y;
   const float* qkv;
@@ -432,7 +434,7 @@ struct BackendOptions {
   int threads = 1;            // the caller included
   std::vector<int> pin = {};  // one CPU a thread, the caller's first; empty: not pinned
   bool spin = false;          // threads wait some tens of microseconds for the next operation before they sleep
-  bool cublas = false;        // cuda alone: products of many tokens by cuBLAS, to bits of its own (LinearArgs)
+  bool cublas = false;        // cuda alone: many tokens by cuBLAS and tensor cores, to bits of their own (LinearArgs, GatedDeltaArgs)
 };
 
 // device: "cpu", "reference", or "cuda", the first visible device (others: kernels/plugin.h); the last two ignore all options but

@@ -90,6 +90,12 @@ void for_rounds(const Spans& spans, const Each& each) {
   for (const std::vector<Span>& round : rounds) each({round.data(), static_cast<int64_t>(round.size())});
 }
 
+int64_t longest(const Spans& spans) {
+  int64_t tokens = 0;
+  for (int64_t i = 0; i < spans.count; ++i) tokens = std::max(tokens, spans.data[i].tokens);
+  return tokens;
+}
+
 std::string gigabytes(int64_t bytes) {
   const int64_t hundredths = (bytes + 5'000'000) / 10'000'000;
   return std::to_string(hundredths / 100) + "." + (hundredths % 100 < 10 ? "0" : "") + std::to_string(hundredths % 100) + " GB";
@@ -363,7 +369,8 @@ void CudaBackend::gated_delta(const GatedDeltaArgs& args) {
   GatedDeltaArgs round = args;
   for_rounds(args.spans, [&](const Spans& spans) {
     round.spans = spans;
-    launch_gated_delta(round, stage(spans.data, spans.count), stream_);
+    const bool tensor = wide_ != nullptr && !decoding_ && longest(spans) >= kWideTokens;
+    launch_gated_delta(round, stage(spans.data, spans.count), tensor, stream_);
   });
 }
 

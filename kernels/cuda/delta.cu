@@ -4,6 +4,7 @@
 // first token to the last.
 #include <cmath>
 
+#include "kernels/cuda/delta_tensor.h"
 #include "kernels/cuda/launch.h"
 
 namespace pq::cuda {
@@ -12,6 +13,9 @@ namespace {
 constexpr int kChunk = static_cast<int>(kDeltaChunk);
 constexpr int kColumns = 64;
 constexpr int kThreads = 128;
+// Of a row of the state in shared memory: rows of one column that tensor cores
+// take together lie in different banks.
+constexpr int kStateStride = kColumns + 8;
 
 __global__ void causal_conv_kernel(CausalConvArgs a, const Span* spans) {
   const int64_t c = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -56,7 +60,7 @@ __device__ float log_decay(const GatedDeltaArgs& a, int64_t row, int64_t head) {
 
 // Shared memory of a block: one description for the kernel and for its launch.
 struct Areas {
-  float* state;    // [key_dim][kColumns]
+  float* state;    // [key_dim][kStateStride]
   float* keys;     // [kChunk][key_dim + 4], normalised
   float* queries;  // [kChunk][key_dim + 4], of the rows at hand
   float* deltas;   // [kChunk][kColumns]
@@ -71,7 +75,7 @@ struct Areas {
 
   __device__ Areas(float* base, int64_t key_dim) {
     state = base;
-    keys = state + key_dim * kColumns;
+    keys = state + key_dim * kStateStride;
     queries = keys + kChunk * (key_dim + 4);
     deltas = queries + kChunk * (key_dim + 4);
     values = deltas + kChunk * kColumns;
@@ -85,7 +89,7 @@ struct Areas {
 };
 
 size_t area_bytes(int64_t key_dim) {
-  return sizeof(float) * static_cast<size_t>(key_dim * kColumns + 2 * kChunk * (key_dim + 4) + 4 * kChunk * kColumns +
+  return sizeof(float) * static_cast<size_t>(key_dim * kStateStride + 2 * kChunk * (key_dim + 4) + 4 * kChunk * kColumns +
                                              2 * kChunk * kChunk + 2 * kChunk);
 }
 
@@ -126,11 +130,11 @@ __device__ void read_state_once(const Areas& s, int64_t key_dim, int begin) {
 #pragma unroll 4
   for (int64_t i = 0; i < key_dim; i += 4) {
     const float4 row = four(x + i);
-    const float* state = s.state + i * kColumns + column;
+    const float* state = s.state + i * kStateStride + column;
     sum = fmaf(state[0], row.x, sum);
-    sum = fmaf(state[kColumns], row.y, sum);
-    sum = fmaf(state[2 * kColumns], row.z, sum);
-    sum = fmaf(state[3 * kColumns], row.w, sum);
+    sum = fmaf(state[kStateStride], row.y, sum);
+    sum = fmaf(state[2 * kStateStride], row.z, sum);
+    sum = fmaf(state[3 * kStateStride], row.w, sum);
   }
   (second ? s.read : s.kept)[column] = sum;
 }
@@ -152,7 +156,7 @@ __device__ void read_state(const Areas& s, int64_t key_dim, int begin, int count
   for (int64_t i = 0; i < key_dim; i += 4) {
     float2 state[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) state[j] = *reinterpret_cast<const float2*>(s.state + (i + j) * kColumns + column);
+    for (int j = 0; j < 4; ++j) state[j] = *reinterpret_cast<const float2*>(s.state + (i + j) * kStateStride + column);
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
       const float4 k = four(keys[t] + i), q = four(queries[t] + i);
@@ -173,16 +177,19 @@ __device__ void read_state(const Areas& s, int64_t key_dim, int begin, int count
   }
 }
 
-// S <- exp(G) S + sum_j exp(G - G_j) k_j delta_j^T of the last row's G. The
-// keys are scaled on the way.
-__device__ void fold_chunk(const Areas& s, int64_t key_dim) {
+// The keys become exp(G - G_j) k_j of the last row's G.
+__device__ void scale_keys(const Areas& s, int64_t key_dim) {
   const float last = s.decay[kChunk - 1];
   for (int i = threadIdx.x; i < kChunk * key_dim; i += kThreads) {
     const int j = static_cast<int>(i / key_dim);
     s.keys[j * (key_dim + 4) + i % key_dim] *= exp_as_host(last - s.decay[j]);
   }
   __syncthreads();
-  const float now = exp_as_host(last);
+}
+
+// S <- exp(G) S + sum_j k_j delta_j^T of the scaled keys.
+__device__ void fold_chunk(const Areas& s, int64_t key_dim) {
+  const float now = exp_as_host(s.decay[kChunk - 1]);
   const int column = 2 * (threadIdx.x % 32);
   float2 delta[kChunk];
 #pragma unroll
@@ -191,7 +198,7 @@ __device__ void fold_chunk(const Areas& s, int64_t key_dim) {
     float2 sum[4];
 #pragma unroll
     for (int x = 0; x < 4; ++x) {
-      const float2 old = *reinterpret_cast<const float2*>(s.state + (i + x) * kColumns + column);
+      const float2 old = *reinterpret_cast<const float2*>(s.state + (i + x) * kStateStride + column);
       sum[x] = make_float2(now * old.x, now * old.y);
     }
 #pragma unroll
@@ -205,14 +212,89 @@ __device__ void fold_chunk(const Areas& s, int64_t key_dim) {
       }
     }
 #pragma unroll
-    for (int x = 0; x < 4; ++x) *reinterpret_cast<float2*>(s.state + (i + x) * kColumns + column) = sum[x];
+    for (int x = 0; x < 4; ++x) *reinterpret_cast<float2*>(s.state + (i + x) * kStateStride + column) = sum[x];
+  }
+}
+
+// exp(G_i - G_j) (x_i . k_j) of the rows at hand and all of the chunk: keys by
+// warps 0 and 1, queries by 2 and 3, eight j a warp. Rows and columns that are
+// not there give what nobody reads.
+__device__ void dot_rows_by_tensor(const Areas& s, int64_t key_dim, int begin, int count) {
+  const int stride = static_cast<int>(key_dim) + 4, warp = threadIdx.x / 32, first = warp % 2 * 8;
+  const bool query = warp >= 2;
+  float sum[4] = {};
+  for (int k = 0; k < key_dim; k += 8) {
+    multiply_split(sum, left_fragment(query ? s.queries : s.keys, stride, 1, k), right_fragment(s.keys + first * stride, 1, stride, k));
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int row = result_row(i / 2), j = first + result_column() + i % 2;
+    const int t = query ? row : row - begin;
+    if (t < 0 || t >= count || j > begin + t) continue;
+    (query ? s.qk : s.kk)[t * kChunk + j] = exp_as_host(s.decay[begin + t] - s.decay[j]) * sum[i];
+  }
+}
+
+// S^T k and S^T q of the rows at hand, sixteen columns a warp.
+__device__ void read_state_by_tensor(const Areas& s, int64_t key_dim, int begin, int count) {
+  const int stride = static_cast<int>(key_dim) + 4, first = static_cast<int>(threadIdx.x / 32) * 16;
+  float kept[2][4] = {}, read[2][4] = {};
+  for (int k = 0; k < key_dim; k += 8) {
+    const Split<4> keys = left_fragment(s.keys, stride, 1, k), queries = left_fragment(s.queries, stride, 1, k);
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile) {
+      const Split<2> state = right_fragment(s.state + first + 8 * tile, kStateStride, 1, k);
+      multiply_split(kept[tile], keys, state);
+      multiply_split(read[tile], queries, state);
+    }
+  }
+#pragma unroll
+  for (int tile = 0; tile < 2; ++tile) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = result_row(i / 2), column = first + 8 * tile + result_column() + i % 2;
+      if (row >= begin && row < begin + count) s.kept[(row - begin) * kColumns + column] = kept[tile][i];
+      if (row < count) s.read[row * kColumns + column] = read[tile][i];
+    }
+  }
+}
+
+// fold_chunk, sixteen columns a warp.
+__device__ void fold_chunk_by_tensor(const Areas& s, int64_t key_dim) {
+  const int stride = static_cast<int>(key_dim) + 4, first = static_cast<int>(threadIdx.x / 32) * 16;
+  const float now = exp_as_host(s.decay[kChunk - 1]);
+  Split<2> deltas[2][2];
+#pragma unroll
+  for (int tile = 0; tile < 2; ++tile) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) deltas[tile][half] = right_fragment(s.deltas + first + 8 * tile, kColumns, 1, 8 * half);
+  }
+  for (int row = 0; row < key_dim; row += 16) {
+    const Split<4> low = left_fragment(s.keys + row, 1, stride, 0), high = left_fragment(s.keys + row, 1, stride, 8);
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile) {
+      float sum[4];
+      float* at[2];
+#pragma unroll
+      for (int pair = 0; pair < 2; ++pair) {
+        at[pair] = s.state + (row + result_row(pair)) * kStateStride + first + 8 * tile + result_column();
+        sum[2 * pair] = now * at[pair][0];
+        sum[2 * pair + 1] = now * at[pair][1];
+      }
+      multiply_split(sum, low, deltas[tile][0]);
+      multiply_split(sum, high, deltas[tile][1]);
+#pragma unroll
+      for (int pair = 0; pair < 2; ++pair) *reinterpret_cast<float2*>(at[pair]) = make_float2(sum[2 * pair], sum[2 * pair + 1]);
+    }
   }
 }
 
 // kColumns columns of one value head of one span. What several blocks read of
 // the pending rows (keys, decays) is not written here but by
-// store_pending_kernel, when all have ended.
-__global__ void __launch_bounds__(kThreads) gated_delta_kernel(GatedDeltaArgs a, const Span* spans, float query_scale) {
+// store_pending_kernel, when all have ended. kTensor: products of several rows
+// on tensor cores.
+template <bool kTensor>
+__global__ void __launch_bounds__(kThreads, 3) gated_delta_kernel(GatedDeltaArgs a, const Span* spans, float query_scale) {
   const Span span = spans[blockIdx.y];
   if (span.tokens == 0) return;
   const Areas s(dynamic_shared<float>(), a.key_dim);
@@ -233,7 +315,7 @@ __global__ void __launch_bounds__(kThreads) gated_delta_kernel(GatedDeltaArgs a,
   const int fours = columns / 4;
   for (int i = threadIdx.x; i < a.key_dim * fours; i += kThreads) {
     const int row = i / fours, column = i % fours * 4;
-    float* to = s.state + row * kColumns + column;
+    float* to = s.state + row * kStateStride + column;
     if (span.position > 0)
       copy_async(to, state + row * a.value_dim + column);
     else
@@ -274,7 +356,9 @@ __global__ void __launch_bounds__(kThreads) gated_delta_kernel(GatedDeltaArgs a,
       for (int i = begin; i < begin + count; ++i) s.decay[i] = (i > 0 ? s.decay[i - 1] : 0.0f) + s.decay[i];
     }
     __syncthreads();
-    for (int pair = threadIdx.x / 4; pair < count * kChunk; pair += kThreads / 4) {
+    const bool by_tensor = kTensor && count > 1;
+    if (by_tensor) dot_rows_by_tensor(s, a.key_dim, begin, count);
+    for (int pair = threadIdx.x / 4; !by_tensor && pair < count * kChunk; pair += kThreads / 4) {
       const int t = pair / kChunk, i = begin + t, j = pair % kChunk;
       // A warp has eight j of one row: it leaves out what no lane needs.
       if (j / 8 * 8 > i) continue;
@@ -288,6 +372,8 @@ __global__ void __launch_bounds__(kThreads) gated_delta_kernel(GatedDeltaArgs a,
     __syncthreads();
     if (count == 1)
       read_state_once(s, a.key_dim, begin);
+    else if (by_tensor)
+      read_state_by_tensor(s, a.key_dim, begin, count);
     else
       read_state(s, a.key_dim, begin, count);
     __syncthreads();
@@ -320,7 +406,11 @@ __global__ void __launch_bounds__(kThreads) gated_delta_kernel(GatedDeltaArgs a,
       a.y[(span.row + first + t) * value_size + own + column] = fmaf(exp_as_host(s.decay[row]), s.read[i], sum);
     }
     if (begin + count == kChunk) {
-      fold_chunk(s, a.key_dim);
+      scale_keys(s, a.key_dim);
+      if (kTensor)
+        fold_chunk_by_tensor(s, a.key_dim);
+      else
+        fold_chunk(s, a.key_dim);
       folded = true;
     }
     first += count;
@@ -330,7 +420,7 @@ __global__ void __launch_bounds__(kThreads) gated_delta_kernel(GatedDeltaArgs a,
   if (folded) {
     for (int i = threadIdx.x; i < a.key_dim * fours; i += kThreads) {
       const int row = i / fours, column = i % fours * 4;
-      *reinterpret_cast<float4*>(state + row * a.value_dim + column) = four(s.state + row * kColumns + column);
+      *reinterpret_cast<float4*>(state + row * a.value_dim + column) = four(s.state + row * kStateStride + column);
     }
   }
   // Rows of the last chunk stay pending. Of a full one they are never read.
@@ -373,13 +463,14 @@ void launch_causal_conv(const CausalConvArgs& args, const Span* device_spans, cu
   launch("causal_conv", causal_conv_kernel, grid, 128, 0, stream, args, device_spans);
 }
 
-void launch_gated_delta(const GatedDeltaArgs& args, const Span* device_spans, cudaStream_t stream) {
+void launch_gated_delta(const GatedDeltaArgs& args, const Span* device_spans, bool tensor, cudaStream_t stream) {
   const size_t shared = area_bytes(args.key_dim);
-  check(cudaFuncSetAttribute(gated_delta_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+  const auto kernel = tensor ? gated_delta_kernel<true> : gated_delta_kernel<false>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
         "shared memory of the gated delta rule");
   const unsigned slabs = blocks_for(args.value_dim, kColumns);
   const dim3 grid(static_cast<unsigned>(args.value_heads) * slabs, static_cast<unsigned>(args.spans.count));
-  launch("gated_delta", gated_delta_kernel, grid, kThreads, shared, stream, args, device_spans,
+  launch("gated_delta", kernel, grid, kThreads, shared, stream, args, device_spans,
          static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.key_dim))));
   const dim3 pending_grid(static_cast<unsigned>(args.key_heads) + 1, static_cast<unsigned>(args.spans.count));
   launch("store_pending", store_pending_kernel, pending_grid, 32 * kChunk, 0, stream, args, device_spans);

@@ -22,6 +22,20 @@ __device__ inline void multiply_tile(int c[4], const uint32_t a[4], uint32_t b0,
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// x rounded to TF32, 10 bits after the point, ties away from zero.
+__device__ inline uint32_t to_tf32(float x) {
+  uint32_t y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return y;
+}
+
+// c += a b for TF32 a [16, 8], b [8, 8] and fp32 c [16, 8], in the fragments of mma.m16n8k8.
+__device__ inline void multiply_tile_tf32(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 // 16 bytes of global memory to shared memory, both aligned to 16, behind the thread's back; wait_copies waits for all of them that
 // this thread began.
 __device__ inline void copy_async(void* to, const void* from) {

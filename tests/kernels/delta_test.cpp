@@ -1,6 +1,7 @@
 // The gated delta rule: against the plain recurrence in double, the same bits for any cutting of a sequence, sequences kept apart.
 #include <array>
 
+#include "kernels/device_memory.h"
 #include "tests/kernels/every_backend.h"
 
 namespace pq {
@@ -223,6 +224,33 @@ TEST_P(DeltaTest, SequencesOfABatchDoNotMeet) {
     }
   }
   for (size_t j = 0; j < 3; ++j) EXPECT_TRUE(same_bits(outputs[j], run(*backend_, sequences[j], {40})));
+}
+
+// What BackendOptions::cublas makes of spans of many tokens: no promised bits, the recurrence still.
+TEST_P(DeltaTest, ByTensorCoresFollowsTheRecurrence) {
+  std::unique_ptr<Backend> tensor;
+  if (GetParam() == "cuda") tensor = std::make_unique<StagingBackend>(make_backend("cuda", {.cublas = true}));
+  if (GetParam() == "cuda-emulated") tensor = std::make_unique<StagingBackend>(make_emulated_cuda_backend(0, 0, 1 << 20));
+  if (!tensor) GTEST_SKIP() << "a path of the cuda backend";
+  uint64_t seed = 300;
+  for (const Geometry& g : kGeometries) {
+    const int64_t tokens = kWideTokens + 41;
+    const Sequence q(g, tokens, ++seed);
+    Truth truth = recurrence(q);
+    const std::vector<float> expected(truth.y.begin(), truth.y.end());
+    // An operand is hi + lo but for 2^-22 of itself, and lo * lo, 2^-22 of a product at most, is left out: 3 * 2^-22 of a product,
+    // 12 rounding errors of fp32. Three sums follow each other, over rows, the state and the fold: 36 more than `local`, which is
+    // 90 or more.
+    for (double& bound : truth.bound) bound *= 2;
+    const std::vector<float> whole = run(*tensor, q, {tokens});
+    EXPECT_TRUE(within(whole, expected, truth.bound)) << g.key_dim << " x " << g.value_dim;
+    // Chunks begun by one call and ended by another.
+    EXPECT_TRUE(within(run(*tensor, q, {5, kWideTokens + 3, 33}), expected, truth.bound));
+    // They were used, and for short spans they are not.
+    const std::vector<float> contract = run(*backend_, q, {tokens});
+    EXPECT_FALSE(same_bits(whole, contract));
+    EXPECT_TRUE(same_bits(run(*tensor, q, {kWideTokens - 1, 42}), contract));
+  }
 }
 
 // Two pieces of one sequence in one batch, with another sequence between them.

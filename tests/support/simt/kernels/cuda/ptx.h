@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <bit>
 #include <vector>
 
 namespace pq::cuda {
@@ -31,6 +32,27 @@ inline void multiply_tile(int c[4], const uint32_t a[4], uint32_t b0, uint32_t b
       sum += static_cast<uint32_t>(x * y);
     }
     c[i] = static_cast<int>(sum);
+  }
+}
+
+// The upper 19 bits, rounded in magnitude.
+inline uint32_t to_tf32(float x) { return (std::bit_cast<uint32_t>(x) + 0x1000u) & ~0x1fffu; }
+
+// Fragments of mma.m16n8k8 for TF32: a[0..3] are rows group, group + 8, group, group + 8 with k = member (+ 4 for a[2], a[3]); b0, b1
+// column group, k = member (+ 4); c as above. Values are read as TF32: whatever stands below its bits is dropped.
+inline void multiply_tile_tf32(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
+  const uint32_t own[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  const uint32_t* all = simt::exchange_words(own, 6);
+  const int group = simt::lane() / 4, member = simt::lane() % 4;
+  const auto value = [](uint32_t bits) { return std::bit_cast<float>(bits & ~0x1fffu); };
+  for (int i = 0; i < 4; ++i) {
+    const int row = i < 2 ? group : group + 8;
+    const int column = 2 * member + i % 2;
+    for (int k = 0; k < 8; ++k) {
+      const float x = value(all[8 * (4 * (row % 8) + k % 4) + (row >= 8 ? 1 : 0) + (k >= 4 ? 2 : 0)]);
+      const float y = value(all[8 * (4 * column + k % 4) + (k >= 4 ? 5 : 4)]);
+      c[i] += x * y;
+    }
   }
 }
 
