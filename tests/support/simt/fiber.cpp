@@ -10,6 +10,7 @@
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <pthread.h>
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 #if defined(__SANITIZE_THREAD__)
@@ -85,6 +86,10 @@ Fiber::~Fiber() {
   if (stack_ == nullptr) return;
 #if defined(__SANITIZE_THREAD__)
   __tsan_destroy_fiber(sanitizer_);
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+  // Frames that never returned have left marks, which the next stack of a thread at this address would find.
+  __asan_unpoison_memory_region(stack_, kStackBytes);
 #endif
   munmap(static_cast<char*>(stack_) - kGuardBytes, kStackBytes + kGuardBytes);
 }
