@@ -47,7 +47,7 @@ json run_json(int ranks, const std::string& model, const Words& arguments, const
 std::string refusal(const test::ProcessResult& result, const std::vector<int>& codes) {
   EXPECT_THAT(codes, testing::Contains(result.code)) << result.err;
   EXPECT_EQ(result.out, "");
-  EXPECT_LT(result.seconds, 20);
+  EXPECT_LT(result.seconds, 20 * test::kTimeFactor);
   const auto lines = test::lines_of(result.err);
   EXPECT_EQ(lines.size(), 1u) << result.err;
   if (lines.empty()) return "";

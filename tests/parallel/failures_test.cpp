@@ -11,7 +11,7 @@ namespace {
 using testing::HasSubstr;
 
 // A job start takes 0.1 to 0.5 s; waiting for a rank that never comes would take for ever.
-constexpr double kPromptSeconds = 5;
+constexpr double kPromptSeconds = 5 * test::kTimeFactor;
 
 struct Case {
   const char* where;
