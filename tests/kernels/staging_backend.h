@@ -275,17 +275,22 @@ class StagingBackend : public Backend {
   std::unique_ptr<Backend> device_;
 };
 
+// Whether this machine has a GPU; PQ_REQUIRE=cuda makes it a failure that it has none.
+inline bool gpu_or_required() {
+  std::string reason;
+  if (cuda_device_count(&reason) > 0) return true;
+  const char* required = std::getenv("PQ_REQUIRE");
+  if (required != nullptr && std::string(required) == "cuda") ADD_FAILURE() << "PQ_REQUIRE=cuda, but there is no GPU: " << reason;
+  return false;
+}
+
 // For operands on the host: a backend by its device name; "staged", the cpu backend behind copies, which tests the copies; or
-// "cuda-emulated", the CUDA kernels as fibers of this process. Null when there is no GPU; PQ_REQUIRE=cuda makes that a failure.
+// "cuda-emulated", the CUDA kernels as fibers of this process. Null when there is no GPU.
 inline std::unique_ptr<Backend> make_test_backend(const std::string& name) {
   if (name == "cuda-emulated") return std::make_unique<StagingBackend>(make_emulated_cuda_backend());
   if (name == "staged") return std::make_unique<StagingBackend>(make_backend("cpu"));
   if (name != "cuda") return make_backend(name);
-  std::string reason;
-  if (cuda_device_count(&reason) > 0) return std::make_unique<StagingBackend>(make_backend("cuda"));
-  const char* required = std::getenv("PQ_REQUIRE");
-  if (required != nullptr && std::string(required) == "cuda") ADD_FAILURE() << "PQ_REQUIRE=cuda, but there is no GPU: " << reason;
-  return nullptr;
+  return gpu_or_required() ? std::make_unique<StagingBackend>(make_backend("cuda")) : nullptr;
 }
 
 }  // namespace pq

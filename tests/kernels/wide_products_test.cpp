@@ -10,6 +10,7 @@
 #include "kernels/device_memory.h"
 #include "kernels/plugin.h"
 #include "tests/kernels/on_device.h"
+#include "tests/kernels/staging_backend.h"
 #include "tests/support/simt/cublas_v2.h"
 #include "tests/support/simt/emulated_backend.h"
 
@@ -25,8 +26,7 @@ class WideProducts : public ::testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
     if (GetParam() == "cuda") {
-      std::string reason;
-      if (cuda_device_count(&reason) == 0) GTEST_SKIP() << "this machine has no GPU";
+      if (!gpu_or_required()) GTEST_SKIP() << "this machine has no GPU";
       device_ = make_backend("cuda", {.cublas = true});
       contract_ = make_backend("cuda");
     } else {
