@@ -347,6 +347,7 @@ TEST(Run, HelpFitsItsScreen) {
   EXPECT_EQ(result.code, 0);
   EXPECT_EQ(result.err, "");
   const auto lines = test::lines_of(result.out);
+  // Fifty rows of a terminal, less the command and the prompts around it.
   EXPECT_LE(lines.size(), 47u);
   for (const std::string& line : lines) EXPECT_LE(line.size(), 100u) << line;
   EXPECT_THAT(run(2, {"--version"}).out, MatchesRegex("pq-run [0-9]+\\.[0-9]+\\.[0-9]+\n"));
