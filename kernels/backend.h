@@ -192,13 +192,6 @@ struct SwigluArgs {
   Prepared prepared = {};
 };
 
-// y += x, [count].
-struct AddArgs {
-  float* y;
-  const float* x;
-  int64_t count;
-};
-
 // y[t, c] = silu(sum_{j=0..3} w[c, j] * x[t - 3 + j, c]) along each sequence; taps in order j = 0..3 by fma.
 // x, y [tokens, channels]; weight [channels, 4]; state [slots][3][channels] holds the last three inputs of each slot, oldest
 // first; it is read where the span starts and updated. A span at position 0 starts from zeros whatever the state holds.
@@ -416,7 +409,6 @@ class Backend {
   virtual void prepare(const PrepareArgs& args) = 0;
   virtual void linear(const LinearArgs& args) = 0;
   virtual void swiglu(const SwigluArgs& args) = 0;
-  virtual void add(const AddArgs& args) = 0;
   virtual void causal_conv(const CausalConvArgs& args) = 0;
   virtual void gated_delta(const GatedDeltaArgs& args) = 0;
   virtual void gated_rms_norm(const GatedRmsNormArgs& args) = 0;

@@ -67,12 +67,6 @@ void CpuBackend::prepare(const PrepareArgs& args) {
   });
 }
 
-void CpuBackend::add(const AddArgs& args) {
-  split(args.count, 1, [&](int64_t first, int64_t last, int) {
-    for (int64_t i = first; i < last; ++i) args.y[i] += args.x[i];
-  });
-}
-
 std::unique_ptr<Backend> make_cpu_backend(Isa isa, const BackendOptions& options) {
   if (!isa_supported(isa)) {
     throw Error(ErrorKind::environment, fmt::format("this machine has no {}; its best is {}", isa_name(isa), isa_name(best_isa())));

@@ -23,7 +23,6 @@ class CpuBackend : public ReferenceBackend {
   void prepare(const PrepareArgs& args) override;
   void linear(const LinearArgs& args) override;
   void swiglu(const SwigluArgs& args) override;
-  void add(const AddArgs& args) override;
   void causal_conv(const CausalConvArgs& args) override;
   void gated_delta(const GatedDeltaArgs& args) override;
   void gated_rms_norm(const GatedRmsNormArgs& args) override;
@@ -44,9 +43,7 @@ class CpuBackend : public ReferenceBackend {
       if (count > 0) body(int64_t{0}, count, 0);
       return;
     }
-    pool_.parallel_for(parts, [&](int64_t part, int worker) {
-      body(count * part / parts, count * (part + 1) / parts, worker);
-    });
+    pool_.parallel_for(parts, [&](int64_t part, int worker) { body(count * part / parts, count * (part + 1) / parts, worker); });
   }
 
   // One side of a product as the tiles read it.

@@ -347,10 +347,6 @@ void CudaBackend::swiglu(const SwigluArgs& args) {
   launch_silu_mul(prepare_of(args), up, stream_);
 }
 
-void CudaBackend::add(const AddArgs& args) {
-  if (args.count > 0) launch_add(args, stream_);
-}
-
 void CudaBackend::gated_rms_norm(const GatedRmsNormArgs& args) {
   check_gated_norm(args);
   if (args.rows > 0) launch_gated_rms_norm(args, stream_);

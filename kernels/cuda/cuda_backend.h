@@ -45,7 +45,6 @@ class CudaBackend : public Backend, public PinnedMemory, public DeviceMeasure {
   void prepare(const PrepareArgs& args) override;
   void linear(const LinearArgs& args) override;
   void swiglu(const SwigluArgs& args) override;
-  void add(const AddArgs& args) override;
   void causal_conv(const CausalConvArgs& args) override;
   void gated_delta(const GatedDeltaArgs& args) override;
   void gated_rms_norm(const GatedRmsNormArgs& args) override;

@@ -21,7 +21,6 @@ struct DeviceCodebook {
 void launch_rms_norm(const RmsNormArgs& args, cudaStream_t stream);
 void launch_prepare(const PrepareArgs& args, cudaStream_t stream);
 void launch_gated_rms_norm(const GatedRmsNormArgs& args, cudaStream_t stream);
-void launch_add(const AddArgs& args, cudaStream_t stream);
 // inner.x holds the gate, which silu(gate) * up replaces; inner.prepared of that where it is wanted.
 void launch_silu_mul(const PrepareArgs& inner, const float* up, cudaStream_t stream);
 void launch_embed(const EmbedArgs& args, const int32_t* device_ids, const float* centroids, cudaStream_t stream);

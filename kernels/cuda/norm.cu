@@ -59,11 +59,6 @@ __global__ void gated_rms_norm_kernel(GatedRmsNormArgs a, bool prepared) {
   }
 }
 
-__global__ void add_kernel(AddArgs a) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < a.count) a.y[i] += a.x[i];
-}
-
 __global__ void silu_mul_kernel(float* gate, const float* up, int64_t count) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < count) gate[i] = silu(gate[i]) * up[i];
@@ -127,10 +122,6 @@ void launch_gated_rms_norm(const GatedRmsNormArgs& args, cudaStream_t stream) {
   const bool fused = args.prepared.wanted() && args.dim % kBlock == 0;
   launch("gated_rms_norm", gated_rms_norm_kernel, blocks_for(args.rows, 4), 128, 0, stream, args, fused);
   if (args.prepared.wanted() && !fused) launch_prepare(prepare_of(args), stream);
-}
-
-void launch_add(const AddArgs& args, cudaStream_t stream) {
-  launch("add", add_kernel, blocks_for(args.count, 256), 256, 0, stream, args);
 }
 
 void launch_silu_mul(const PrepareArgs& inner, const float* up, cudaStream_t stream) {

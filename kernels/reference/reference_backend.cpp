@@ -106,10 +106,6 @@ void ReferenceBackend::swiglu(const SwigluArgs& args) {
   if (args.prepared.wanted()) prepare(prepare_of(args));
 }
 
-void ReferenceBackend::add(const AddArgs& args) {
-  for (int64_t i = 0; i < args.count; ++i) args.y[i] += args.x[i];
-}
-
 void ReferenceBackend::causal_conv(const CausalConvArgs& args) {
   const int64_t channels = args.channels;
   for (int64_t s = 0; s < args.spans.count; ++s) {

@@ -22,7 +22,6 @@ class ReferenceBackend : public Backend {
   void prepare(const PrepareArgs& args) override;
   void linear(const LinearArgs& args) override;
   void swiglu(const SwigluArgs& args) override;
-  void add(const AddArgs& args) override;
   void causal_conv(const CausalConvArgs& args) override;
   void gated_delta(const GatedDeltaArgs& args) override;
   void gated_rms_norm(const GatedRmsNormArgs& args) override;

@@ -78,10 +78,6 @@ class TracedBackend : public Backend, public PinnedMemory {
     backend_.swiglu(args);
     trace_.ended(StepKind::products);
   }
-  void add(const AddArgs& args) override {
-    backend_.add(args);
-    trace_.ended(StepKind::norms);
-  }
   void causal_conv(const CausalConvArgs& args) override {
     backend_.causal_conv(args);
     trace_.ended(StepKind::delta_rule);

@@ -124,7 +124,16 @@ class StepsTest : public ::testing::Test {
       backend_->embed(
           {.y = value, .ids = args.ids, .tokens = 1, .table = {.rows = 256, .cols = 1, .data = memory_.data()}, .first_row = 0});
       if (more) more();
-      backend_->add({.y = value + 1, .x = value, .count = 1});
+      // Adds value to the one behind it; the norm itself goes to where nobody looks.
+      backend_->rms_norm({.y = value + 2,
+                          .x = value + 1,
+                          .weight = value,
+                          .rows = 1,
+                          .dim = 1,
+                          .eps = 1.0f,
+                          .weight_offset = 0.0f,
+                          .added = value,
+                          .sum = value + 1});
       sum_ += static_cast<float>(id);
     });
   }

@@ -119,9 +119,6 @@ TEST_P(OpsTest, SwigluAndAddAgree) {
     // Where exp is clamped the result is below 200 * 3e-38 * |up|.
     for (size_t i = 0; i < y.size(); ++i) bound.push_back((kExpEps + 3 * kEps) * std::abs(expected[i]) + 1e-34);
     EXPECT_TRUE(within(y, expected, bound));
-    std::vector<float> sum = up;
-    backend_->add({.y = sum.data(), .x = gate.data(), .count = count});
-    for (int64_t i = 0; i < count; ++i) EXPECT_EQ(sum[i], up[i] + gate[i]);
   }
 }
 

@@ -86,14 +86,6 @@ class StagingBackend : public Backend {
     device_->swiglu(a);
     call.finish();
   }
-  void add(const AddArgs& args) override {
-    Call call(*device_);
-    AddArgs a = args;
-    a.y = call.both(args.y, args.count);
-    a.x = call.in(args.x, args.count);
-    device_->add(a);
-    call.finish();
-  }
   void causal_conv(const CausalConvArgs& args) override {
     Call call(*device_);
     CausalConvArgs a = args;
