@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -182,6 +183,9 @@ struct LinearArgs {
   Matrix w;
 };
 
+// Matrices that read one input together: qkv, z, b and a of a delta layer.
+inline constexpr int kLinearGroup = 4;
+
 // y = silu(gate x) * (up x), silu(t) = t / (1 + exp(-t)), in one pass over the weights. The products are those of LinearArgs,
 // rounded to fp32. y [tokens, gate.rows]; gate and up have one shape and may differ in format. prepared, when wanted: of y.
 struct SwigluArgs {
@@ -225,8 +229,8 @@ struct DeltaState {
 // a, b [tokens, value_heads]; a_log, dt_bias [value_heads]; y [tokens, value_heads * value_dim]. Value head h reads key head
 // h * key_heads / value_heads. A span at position 0 starts from S = 0 whatever the state holds.
 // key_dim and value_dim are multiples of 16.
-// A backend made with BackendOptions::cublas has another contract for calls with a span of many tokens outside steps of single tokens:
-// the products of several rows and of folding are each within 2^-20 of themselves, and added in fp32 in any order.
+// A backend made with BackendOptions::cublas has another contract for calls with a span of many tokens outside steps of single
+// tokens: the products of several rows and of folding are each within 2^-20 of themselves, and added in fp32 in any order.
 struct GatedDeltaArgs {
   float* y;
   const float* qkv;
@@ -408,6 +412,11 @@ class Backend {
   virtual void rms_norm(const RmsNormArgs& args) = 0;
   virtual void prepare(const PrepareArgs& args) = 0;
   virtual void linear(const LinearArgs& args) = 0;
+  // Each of the products, to the same bits, in any order; they have one x, and none writes what another does. At most
+  // kLinearGroup of them.
+  virtual void linear_group(std::span<const LinearArgs> products) {
+    for (const LinearArgs& args : products) linear(args);
+  }
   virtual void swiglu(const SwigluArgs& args) = 0;
   virtual void causal_conv(const CausalConvArgs& args) = 0;
   virtual void gated_delta(const GatedDeltaArgs& args) = 0;
@@ -426,7 +435,7 @@ struct BackendOptions {
   int threads = 1;            // the caller included
   std::vector<int> pin = {};  // one CPU a thread, the caller's first; empty: not pinned
   bool spin = false;          // threads wait some tens of microseconds for the next operation before they sleep
-  bool cublas = false;        // cuda alone: many tokens by cuBLAS and tensor cores, to bits of their own (LinearArgs, GatedDeltaArgs)
+  bool cublas = false;  // cuda alone: many tokens by cuBLAS and tensor cores, to bits of their own (LinearArgs, GatedDeltaArgs)
 };
 
 // device: "cpu", "reference", or "cuda", the first visible device (others: kernels/plugin.h); the last two ignore all options but

@@ -9,6 +9,8 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/row_products.h"
+#include "kernels/cuda/rows_choice.h"
 #include "kernels/device_problem.h"
 
 namespace pq::cuda {
@@ -319,16 +321,35 @@ void CudaBackend::prepare(const PrepareArgs& args) {
   if (args.tokens > 0) launch_prepare(args, stream_);
 }
 
-void CudaBackend::linear(const LinearArgs& args) {
-  check_linear(args);
-  if (args.x.tokens == 0 || args.w.rows == 0) return;
+void CudaBackend::linear_group(std::span<const LinearArgs> products) {
+  require(products.size() <= kLinearGroup, "more products of one input than a launch takes");
+  std::vector<RowProduct> together;
+  bool coded = false;
+  for (const LinearArgs& args : products) {
+    check_linear(args);
+    if (args.x.tokens == 0 || args.w.rows == 0 || !row_products_take(args)) continue;
+    together.push_back({args, &device_codebook(args.w.codebook)});
+    coded |= args.w.format == WeightFormat::polar;
+  }
+  if (!coded) together.clear();
+  const auto apart = [&](const LinearArgs& args) {
+    return std::none_of(together.begin(), together.end(), [&](const RowProduct& p) { return p.args.y == args.y; });
+  };
+  for (const LinearArgs& args : products) {
+    if (args.x.tokens > 0 && args.w.rows > 0 && apart(args)) wide_linear(args);
+  }
+  if (together.empty()) return;
+  launch_row_products(together, multiprocessors_, stream_);
+}
+
+void CudaBackend::wide_linear(const LinearArgs& args) {
   const DeviceCodebook& book = device_codebook(args.w.codebook);
   const int64_t count = args.x.tokens * args.w.rows;
   float* sums = args.w.units == 1 ? args.y : scratch(args.w.units * count);
   if (wide_ != nullptr && !decoding_ && WideProducts::worthwhile(args)) {
     wide_->linear(args, sums, book);
   } else if (args.w.format == WeightFormat::polar && args.x.mode == ActivationMode::int8) {
-    launch_polar_int8(args, sums, book, multiprocessors_, stream_);
+    launch_polar_int8(args, sums, book, stream_);
   } else {
     launch_float_linear(args, sums, book, stream_);
   }
@@ -339,11 +360,11 @@ void CudaBackend::swiglu(const SwigluArgs& args) {
   check_swiglu(args);
   const int64_t count = args.x.tokens * args.gate.rows;
   if (count == 0) return;
-  linear({.y = args.y, .x = args.x, .w = args.gate});
-  // Behind what linear itself needs for the units of `up`.
-  const int64_t units = args.up.units > 1 ? args.up.units * count : 0;
+  // Behind what the products themselves may need for units.
+  const int64_t most = std::max(args.gate.units, args.up.units), units = most > 1 ? most * count : 0;
   float* up = scratch(units + count) + units;
-  linear({.y = up, .x = args.x, .w = args.up});
+  const LinearArgs products[] = {{.y = args.y, .x = args.x, .w = args.gate}, {.y = up, .x = args.x, .w = args.up}};
+  linear_group(products);
   launch_silu_mul(prepare_of(args), up, stream_);
 }
 

@@ -43,7 +43,8 @@ class CudaBackend : public Backend, public PinnedMemory, public DeviceMeasure {
   void embed(const EmbedArgs& args) override;
   void rms_norm(const RmsNormArgs& args) override;
   void prepare(const PrepareArgs& args) override;
-  void linear(const LinearArgs& args) override;
+  void linear(const LinearArgs& args) override { linear_group({&args, 1}); }
+  void linear_group(std::span<const LinearArgs> products) override;
   void swiglu(const SwigluArgs& args) override;
   void causal_conv(const CausalConvArgs& args) override;
   void gated_delta(const GatedDeltaArgs& args) override;
@@ -102,6 +103,8 @@ class CudaBackend : public Backend, public PinnedMemory, public DeviceMeasure {
   const T* stage(const T* host, int64_t count);
   // False when the step is too large for its place, and its operations stage for themselves.
   bool stage_step(const StepArgs& args);
+  // One product, in the way of any number of tokens.
+  void wide_linear(const LinearArgs& args);
   // Scratch of the stream that grows to the largest call and stays.
   float* scratch(int64_t floats);
 

@@ -131,17 +131,22 @@ __device__ inline int code_at(const uint8_t* block, int bits, int i) {
   return negative ? half - 1 - magnitude : half + magnitude;
 }
 
-// Weight `c` of line `line` (unit * rows + row) of a matrix that is not coded.
-__device__ inline float plain_weight(const Matrix& m, int64_t line, int64_t unit_cols, int64_t c) {
-  const int64_t index = line * unit_cols + c;
-  if (m.format == WeightFormat::f32) return static_cast<const float*>(m.data)[index];
-  if (m.format == WeightFormat::bf16) return bf16_value(static_cast<const uint16_t*>(m.data)[index]);
+// Weight `index` of the plane of an int4 matrix.
+__device__ inline float int4_weight(const Matrix& m, int64_t index) {
   const int64_t group = index / kBlock;
   const int i = static_cast<int>(index % kBlock);
   const uint8_t byte = static_cast<const uint8_t*>(m.data)[group * 64 + i % 64];
   const int q = i < 64 ? byte & 15 : byte >> 4;
   const float zero = m.zeros != nullptr ? bf16_value(m.zeros[group]) : 0.0f;
   return static_cast<float>(q - 8) * bf16_value(m.scales[group]) + zero;
+}
+
+// Weight `c` of line `line` (unit * rows + row) of a matrix that is not coded.
+__device__ inline float plain_weight(const Matrix& m, int64_t line, int64_t unit_cols, int64_t c) {
+  const int64_t index = line * unit_cols + c;
+  if (m.format == WeightFormat::f32) return static_cast<const float*>(m.data)[index];
+  if (m.format == WeightFormat::bf16) return bf16_value(static_cast<const uint16_t*>(m.data)[index]);
+  return int4_weight(m, index);
 }
 
 }  // namespace pq::cuda

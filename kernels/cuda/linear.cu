@@ -1,5 +1,6 @@
 // Products with weights that are used as fp32, the tree over units, and matrices written out as fp32.
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/plain_rows.h"
 #include "kernels/cuda/tiles.h"
 
 namespace pq::cuda {
@@ -8,33 +9,16 @@ namespace {
 constexpr int kHalfWarps = 16;
 constexpr int kTokens = 4;
 
-// One row and up to four tokens a half warp, in the sixteen lanes of the contract; blockIdx.y the tokens, blockIdx.z the unit.
-__global__ void __launch_bounds__(16 * kHalfWarps)
-    plain_rows_kernel(float* unit_sums, const float* x, Matrix m, int64_t tokens, int64_t unit_cols) {
-  const int64_t own = static_cast<int64_t>(blockIdx.x) * kHalfWarps + threadIdx.x / 16;
-  // A half warp without a row repeats the last one: the other half needs it in its shuffles.
-  const int64_t row = min(own, m.rows - 1);
-  const int lane = threadIdx.x % 16;
-  const int64_t unit = blockIdx.z, first = static_cast<int64_t>(blockIdx.y) * kTokens;
-  const int64_t count = min(static_cast<int64_t>(kTokens), tokens - first);
-  const float* input = x + first * m.cols + unit * unit_cols;
-  float sum[kTokens] = {};
-#pragma unroll 4
-  for (int64_t c = lane; c < unit_cols; c += 16) {
-    const float w = plain_weight(m, unit * m.rows + row, unit_cols, c);
-#pragma unroll
-    for (int t = 0; t < kTokens; ++t) {
-      if (t < count) sum[t] = fmaf(w, input[t * m.cols + c], sum[t]);
-    }
-  }
-#pragma unroll
-  for (int t = 0; t < kTokens; ++t) {
-    const float total = fold_lanes(sum[t]);
-    if (lane == 0 && t < count && own == row) unit_sums[(unit * tokens + first + t) * m.rows + row] = total;
-  }
+__global__ void __launch_bounds__(kPlainThreads) plain_rows_kernel(float* unit_sums, const float* x, Matrix m, int64_t tokens) {
+  __shared__ PlainArea area;
+  const int64_t unit = blockIdx.z;
+  plain_rows(area, unit_sums + unit * tokens * m.rows, x, m, unit, static_cast<int64_t>(blockIdx.x) * kPlainRows,
+             static_cast<int64_t>(blockIdx.y) * kPlainTokens, tokens);
 }
 
-// The same for coded rows against rotated activations: the lanes are folded block by block.
+// One coded row and up to four tokens a half warp, in the sixteen lanes of the contract, which are folded block by block;
+// blockIdx.y the tokens, blockIdx.z the unit. A half warp without a row repeats the last one: the other half needs it in its
+// shuffles.
 __global__ void __launch_bounds__(16 * kHalfWarps)
     rotated_rows_kernel(float* unit_sums, const float* x, Matrix m, const float* centroids, int bits, int64_t tokens,
                         int64_t unit_cols) {
@@ -115,13 +99,14 @@ __global__ void decode_kernel(float* y, Matrix m, const float* centroids, int bi
 
 void launch_float_linear(const LinearArgs& args, float* unit_sums, const DeviceCodebook& book, cudaStream_t stream) {
   const Matrix& w = args.w;
-  const dim3 grid(blocks_for(w.rows, kHalfWarps), blocks_for(args.x.tokens, kTokens), static_cast<unsigned>(w.units));
+  const auto units = static_cast<unsigned>(w.units);
   if (w.format == WeightFormat::polar) {
+    const dim3 grid(blocks_for(w.rows, kHalfWarps), blocks_for(args.x.tokens, kTokens), units);
     launch("rotated_rows", rotated_rows_kernel, grid, 16 * kHalfWarps, 0, stream, unit_sums, args.x.rotated, w, book.centroids,
            book.bits, args.x.tokens, w.unit_cols());
   } else {
-    launch("plain_rows", plain_rows_kernel, grid, 16 * kHalfWarps, 0, stream, unit_sums, args.x.raw, w, args.x.tokens,
-           w.unit_cols());
+    const dim3 grid(blocks_for(w.rows, kPlainRows), blocks_for(args.x.tokens, kPlainTokens), units);
+    launch("plain_rows", plain_rows_kernel, grid, kPlainThreads, 0, stream, unit_sums, args.x.raw, w, args.x.tokens);
   }
 }
 

@@ -1,5 +1,5 @@
-// Which kernel multiplies a coded matrix with int8 activations: by layout and number of tokens, and for few rows by the size of the
-// device, alone, so that the choice can be tested without one. The reasons are arithmetic (kernels/README.md); results do not
+// Which kernel multiplies a matrix with the activations of a step: by layout and number of tokens, and for few rows by the size of
+// the device, alone, so that the choice can be tested without one. The reasons are arithmetic (kernels/README.md); results do not
 // depend on it.
 #pragma once
 
@@ -11,26 +11,37 @@ namespace pq::cuda {
 
 enum class RowsKernel : int {
   any,     // every width, store order: one row a warp
-  tiles,   // up to eight tokens a pass over the weights
+  tiles,   // up to kRowTokens tokens a pass over the weights, several matrices in a launch
   panels,  // integer tensor cores, 64 tokens at a time
 };
 
-struct RowsChoice {
-  RowsKernel kernel = RowsKernel::any;
-  int split = 1;  // tiles: warps that share eight rows
-};
-
+inline constexpr int kRowTokens = 8;
+inline constexpr int kRowWarps = 8;
 inline constexpr int kRowsSplit = 4;
+
+// Of coded matrices with int8 activations.
+inline RowsKernel choose_rows_kernel(const Matrix& w, int64_t tokens) {
+  if (w.layout != WeightLayout::tiles) return RowsKernel::any;
+  return tokens > kRowTokens ? RowsKernel::panels : RowsKernel::tiles;
+}
+
+// Whether a launch of several products can have this one among them: 5-bit matrices in tiles, whose units lie in the warps of one
+// block, and plain matrices of one unit.
+inline bool row_products_take(const LinearArgs& args) {
+  const Matrix& w = args.w;
+  if (args.x.tokens > kRowTokens) return false;
+  if (w.format != WeightFormat::polar) return w.units == 1;
+  return args.x.mode == ActivationMode::int8 && w.layout == WeightLayout::tiles && w.units <= kRowWarps;
+}
 
 // Warps of a multiprocessor whose loads cover the latency of memory: each has four tiles of 656 bytes in flight, and the largest
 // device asks for 4.8 TB/s * 700 ns / 132 = 25 KB.
 inline constexpr int64_t kEnoughWarps = 16;
 
-inline RowsChoice choose_rows_kernel(const Matrix& w, int64_t tokens, int multiprocessors) {
-  if (w.layout != WeightLayout::tiles) return {};
-  if (tokens > 8) return {.kernel = RowsKernel::panels};
-  const int64_t warps = w.units * ((w.rows + 7) / 8);
-  return {.kernel = RowsKernel::tiles, .split = warps >= kEnoughWarps * multiprocessors ? 1 : kRowsSplit};
+// Warps that share eight rows of a unit, in a launch of coded matrices with so many units times rows altogether and at most `units`
+// of them. Four of them times more than two units would not fit a block.
+inline int choose_rows_split(int64_t unit_rows, int64_t units, int multiprocessors) {
+  return units > kRowWarps / kRowsSplit || (unit_rows + 7) / 8 >= kEnoughWarps * multiprocessors ? 1 : kRowsSplit;
 }
 
 }  // namespace pq::cuda

@@ -74,6 +74,10 @@ class TracedBackend : public Backend, public PinnedMemory {
     backend_.linear(args);
     trace_.ended(args.w.rows == vocab_rows_ ? StepKind::head : StepKind::products);
   }
+  void linear_group(std::span<const LinearArgs> products) override {
+    backend_.linear_group(products);
+    trace_.ended(StepKind::products);
+  }
   void swiglu(const SwigluArgs& args) override {
     backend_.swiglu(args);
     trace_.ended(StepKind::products);

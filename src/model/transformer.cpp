@@ -231,10 +231,11 @@ struct Transformer::Impl {
     float* a = b + tokens * shape.value_heads;
     const bool coded = is_polar(w.in_proj_qkv) || is_polar(w.in_proj_z) || is_polar(w.in_proj_b) || is_polar(w.in_proj_a);
     const Activation x = norm(input_norm, tokens, coded);
-    linear(qkv, x, w.in_proj_qkv);
-    linear(z, x, w.in_proj_z);
-    linear(b, x, w.in_proj_b);
-    linear(a, x, w.in_proj_a);
+    const LinearArgs projections[] = {{.y = qkv, .x = x, .w = w.in_proj_qkv},
+                                      {.y = z, .x = x, .w = w.in_proj_z},
+                                      {.y = b, .x = x, .w = w.in_proj_b},
+                                      {.y = a, .x = x, .w = w.in_proj_a}};
+    backend.linear_group(projections);
     backend.causal_conv(
         {.y = convolved, .x = qkv, .weight = w.conv, .state = state.conv, .channels = shape.conv_channels, .spans = spans});
     backend.gated_delta({.y = y,
@@ -268,9 +269,9 @@ struct Transformer::Impl {
     float* q = v + tokens * shape.kv_heads * config.head_dim;
     float* y = q + tokens * shape.attention_width;
     const Activation x = norm(input_norm, tokens, is_polar(w.q_proj) || is_polar(w.k_proj) || is_polar(w.v_proj));
-    linear(q_gate, x, w.q_proj);
-    linear(k, x, w.k_proj);
-    linear(v, x, w.v_proj);
+    const LinearArgs projections[] = {
+        {.y = q_gate, .x = x, .w = w.q_proj}, {.y = k, .x = x, .w = w.k_proj}, {.y = v, .x = x, .w = w.v_proj}};
+    backend.linear_group(projections);
     backend.attention_input({.q = q,
                              .q_gate = q_gate,
                              .k = k,

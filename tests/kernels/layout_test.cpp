@@ -140,20 +140,40 @@ TEST(Layout, DecodeAndEmbedReadTilesAsTheyReadStores) {
 
 TEST(Layout, TheKernelIsChosenByLayoutTokensAndDevice) {
   using cuda::choose_rows_kernel;
+  using cuda::choose_rows_split;
+  using cuda::row_products_take;
   using cuda::RowsKernel;
   Matrix w{.format = WeightFormat::polar, .rows = 17408, .cols = 5120, .units = 1};
-  EXPECT_EQ(choose_rows_kernel(w, 1, 132).kernel, RowsKernel::any);
+  EXPECT_EQ(choose_rows_kernel(w, 1), RowsKernel::any);
+  const auto taken = [&](int64_t tokens, ActivationMode mode = ActivationMode::int8) {
+    return row_products_take({.y = nullptr, .x = {.mode = mode, .tokens = tokens}, .w = w});
+  };
+  EXPECT_FALSE(taken(1));
   w.layout = WeightLayout::tiles;
-  for (const int64_t tokens : {1, 2, 4, 8}) EXPECT_EQ(choose_rows_kernel(w, tokens, 132).kernel, RowsKernel::tiles);
-  for (const int64_t tokens : {9, 64, 4096}) EXPECT_EQ(choose_rows_kernel(w, tokens, 132).kernel, RowsKernel::panels);
+  for (const int64_t tokens : {1, 2, 4, 8}) {
+    EXPECT_EQ(choose_rows_kernel(w, tokens), RowsKernel::tiles);
+    EXPECT_TRUE(taken(tokens));
+    EXPECT_FALSE(taken(tokens, ActivationMode::f32));
+  }
+  for (const int64_t tokens : {9, 64, 4096}) {
+    EXPECT_EQ(choose_rows_kernel(w, tokens), RowsKernel::panels);
+    EXPECT_FALSE(taken(tokens));
+  }
+  w.units = 8;
+  EXPECT_TRUE(taken(1));
+  w.units = 16;
+  EXPECT_FALSE(taken(1));
+  w = {.format = WeightFormat::f32, .rows = 48, .cols = 5120, .units = 1};
+  EXPECT_TRUE(taken(1, ActivationMode::f32));
+  w.units = 2;
+  EXPECT_FALSE(taken(1));
   // 17408 rows are 2176 warps: enough for 132 multiprocessors of 16 (2112). 6144 rows are 768: enough for a small card only.
-  EXPECT_EQ(choose_rows_kernel(w, 1, 132).split, 1);
-  w.rows = 6144;
-  EXPECT_EQ(choose_rows_kernel(w, 1, 132).split, cuda::kRowsSplit);
-  EXPECT_EQ(choose_rows_kernel(w, 1, 48).split, 1);
-  // Units run side by side.
-  w.units = 4;
-  EXPECT_EQ(choose_rows_kernel(w, 1, 132).split, 1);
+  EXPECT_EQ(choose_rows_split(17408, 1, 132), 1);
+  EXPECT_EQ(choose_rows_split(6144, 1, 132), cuda::kRowsSplit);
+  EXPECT_EQ(choose_rows_split(6144, 1, 48), 1);
+  EXPECT_EQ(choose_rows_split(2 * 5120, 2, 132), cuda::kRowsSplit);
+  // A block of eight warps has no place for more than two units of four warps each.
+  EXPECT_EQ(choose_rows_split(4 * 64, 4, 132), 1);
 }
 
 }  // namespace

@@ -250,6 +250,51 @@ TEST_P(LinearTest, SwigluIsTwoProducts) {
   }
 }
 
+// Products that read one input, in any mixture of formats, units and sizes, are what each gives by itself.
+TEST_P(LinearTest, AGroupIsItsProducts) {
+  using Kind = MatrixKind;
+  struct Member {
+    Kind kind;
+    int64_t rows, units;
+  };
+  const std::vector<std::vector<Member>> groups = {
+      {},
+      {{{WeightFormat::polar, 5}, 40, 1},
+       {{WeightFormat::polar, 5}, 24, 1},
+       {{WeightFormat::f32}, 6, 1},
+       {{WeightFormat::f32}, 5, 1}},
+      {{{WeightFormat::polar, 5}, 19, 2}, {{WeightFormat::bf16}, 3, 1}, {{WeightFormat::polar, 5}, 8, 1}},
+      {{{WeightFormat::polar, 5}, 70, 4}, {{WeightFormat::polar, 6}, 9, 1}, {{WeightFormat::int4}, 9, 1}},
+      {{{WeightFormat::f32}, 7, 1}, {{WeightFormat::f32}, 2, 2}, {{WeightFormat::polar, 5}, 11, 8}},
+      {{{WeightFormat::bf16}, 4, 1}, {{WeightFormat::bf16}, 9, 1}},
+      {{{WeightFormat::polar, 5}, 1, 1}},
+  };
+  constexpr int64_t kDim = 2048;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    std::vector<OwnedMatrix> matrices;
+    for (const Member& m : groups[g]) matrices.push_back(random_matrix(m.kind, m.rows, kDim, m.units, 7 * g + matrices.size()));
+    for (const int64_t tokens : {0, 1, 2, 3, 5, 8, 9}) {
+      const Input input(tokens, kDim, 11);
+      for (const ActivationMode mode : {ActivationMode::int8, ActivationMode::f32}) {
+        const Activation x = input.activation(mode);
+        std::vector<Guarded<float>> y;
+        y.reserve(matrices.size());
+        std::vector<LinearArgs> products;
+        for (const OwnedMatrix& m : matrices) {
+          y.emplace_back(tokens * m.matrix.rows);
+          products.push_back({.y = y.back().data(), .x = x, .w = m.matrix});
+        }
+        backend_->linear_group(products);
+        for (size_t i = 0; i < matrices.size(); ++i) {
+          EXPECT_TRUE(y[i].intact());
+          EXPECT_TRUE(same_bits(y[i].values(), run_linear(*generic_, x, matrices[i].matrix)))
+              << "group " << g << ", product " << i << ", " << tokens << " tokens";
+        }
+      }
+    }
+  }
+}
+
 TEST_P(LinearTest, PrepareAgrees) {
   for (int64_t dim : {128, 384, 5120}) {
     for (int64_t tokens : {0, 1, 3}) {

@@ -75,6 +75,19 @@ class StagingBackend : public Backend {
     device_->linear(a);
     call.finish();
   }
+  void linear_group(std::span<const LinearArgs> products) override {
+    Call call(*device_);
+    std::vector<LinearArgs> copies(products.begin(), products.end());
+    if (copies.empty()) return device_->linear_group(copies);
+    const Activation x = call.activation(products[0].x);
+    for (LinearArgs& a : copies) {
+      a.y = call.both(a.y, x.tokens * a.w.rows);
+      a.x = x;
+      a.w = call.matrix(a.w);
+    }
+    device_->linear_group(copies);
+    call.finish();
+  }
   void swiglu(const SwigluArgs& args) override {
     Call call(*device_);
     SwigluArgs a = args;

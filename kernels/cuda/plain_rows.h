@@ -1,0 +1,66 @@
+// Rows of f32, bf16 and int4 matrices against fp32 activations, in the sixteen lanes of the contract, by one block of threads. What
+// the lanes read lies in shared memory: a lane walks a row in steps of sixteen, so that from memory itself it would wait for every
+// few values of it.
+#pragma once
+
+#include "kernels/cuda/device.h"
+
+namespace pq::cuda {
+
+inline constexpr int kPlainThreads = 256;
+inline constexpr int kPlainRows = 4;
+inline constexpr int kPlainTokens = 4;
+inline constexpr int kPlainColumns = 1024;
+
+// Columns at hand; rows of weights lie on different banks.
+struct PlainArea {
+  float weights[kPlainRows][kPlainColumns + 16];
+  float inputs[kPlainTokens][kPlainColumns];
+};
+static_assert(kPlainRows * kPlainTokens * 16 == kPlainThreads);
+
+// y [tokens][m.rows] of one unit: rows from first_row, tokens from first_token, as many of the block's as there are. x
+// [tokens][m.cols]. All kPlainThreads threads call it.
+__device__ inline void plain_rows(PlainArea& area, float* y, const float* x, const Matrix& m, int64_t unit, int64_t first_row,
+                                  int64_t first_token, int64_t tokens) {
+  const int lane = threadIdx.x % 16, row = threadIdx.x / 16 % kPlainRows, token = threadIdx.x / (16 * kPlainRows);
+  const int rows = static_cast<int>(min(static_cast<int64_t>(kPlainRows), m.rows - first_row));
+  const int count = static_cast<int>(min(static_cast<int64_t>(kPlainTokens), tokens - first_token));
+  const int64_t cols = m.cols / m.units, line = unit * m.rows + first_row;
+  const float* input = x + first_token * m.cols + unit * cols;
+  float sum = 0.0f;
+  for (int64_t begin = 0; begin < cols; begin += kPlainColumns) {
+    const int size = static_cast<int>(min(static_cast<int64_t>(kPlainColumns), cols - begin));
+    // All of a thread's loads are on their way before it waits for one; rows that are not there repeat the last.
+    const auto fill = [&](const auto& weight) {
+#pragma unroll 4
+      for (int c = threadIdx.x; c < size; c += kPlainThreads) {
+#pragma unroll
+        for (int r = 0; r < kPlainRows; ++r) area.weights[r][c] = weight((line + min(r, rows - 1)) * cols + begin + c);
+      }
+    };
+    __syncthreads();
+    if (m.format == WeightFormat::f32) {
+      const auto* data = static_cast<const float*>(m.data);
+      fill([&](int64_t i) { return data[i]; });
+    } else if (m.format == WeightFormat::bf16) {
+      const auto* data = static_cast<const uint16_t*>(m.data);
+      fill([&](int64_t i) { return bf16_value(data[i]); });
+    } else {
+      fill([&](int64_t i) { return int4_weight(m, i); });
+    }
+    for (int t = 0; t < count; ++t) {
+#pragma unroll 2
+      for (int c = threadIdx.x; c < size; c += kPlainThreads) area.inputs[t][c] = input[t * m.cols + begin + c];
+    }
+    __syncthreads();
+    if (token < count) {
+#pragma unroll 4
+      for (int c = lane; c < size; c += 16) sum = fmaf(area.weights[row][c], area.inputs[token][c], sum);
+    }
+  }
+  sum = fold_lanes(sum);
+  if (lane == 0 && row < rows && token < count) y[(first_token + token) * m.rows + first_row + row] = sum;
+}
+
+}  // namespace pq::cuda
