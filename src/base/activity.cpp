@@ -35,6 +35,11 @@ void report(const Activity& activity) {
 JobBoard& job_board() { return *board.load(std::memory_order_relaxed); }
 RankRecord& own_record() { return *own.load(std::memory_order_relaxed); }
 
+RankNews own_news() {
+  const RankRecord& record = own_record();
+  return {record.activity.load(std::memory_order_relaxed), record.beats, record.waits_for, record.finished, job_board().ended};
+}
+
 void use_job_board(void* memory, int ranks, int place) {
   const RankRecord& old = own_record();
   auto* shared = static_cast<JobBoard*>(memory);

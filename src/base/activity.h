@@ -55,6 +55,16 @@ void use_job_board(void* memory, int ranks, int place);
 Activity unpack_activity(uint64_t word);
 inline Activity activity_of(const RankRecord& record) { return unpack_activity(record.activity.load(std::memory_order_relaxed)); }
 
+// How this rank stands, for ranks that do not see its board.
+struct RankNews {
+  uint64_t activity;  // an Activity, packed
+  uint32_t beats;
+  int32_t waits_for;
+  int32_t finished;
+  int32_t ended;  // of its board
+};
+RankNews own_news();
+
 // Reports of this rank. The ones that enter something are the points at which PQ_FAULT acts (base/fault.h), and may throw then.
 void enter_phase(Phase phase);
 // Counts one more step.

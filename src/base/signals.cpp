@@ -2,8 +2,11 @@
 #include "base/signals.h"
 
 #include <fcntl.h>
+#include <poll.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <csignal>
@@ -32,6 +35,9 @@ char marker_path[4096];
 char host[256] = "?";
 // A handler of a stack overflow needs a stack.
 alignas(16) char handler_stack[64 << 10];
+
+std::atomic<int> links[kMostLinks];
+std::atomic<size_t> link_count{0};
 
 void write_line(std::string_view text) {
   // Nothing can be done about a failure.
@@ -64,8 +70,12 @@ void on_crash(int signal, siginfo_t* info, void*) {
   _exit(stop_exit_code(signal));
 }
 
-// Of this node, and without having said that it may end.
+// Without having said that it may end: of this node, or at the other end of a link.
 bool a_rank_has_died() {
+  for (size_t i = 0; i < link_count; ++i) {
+    pollfd link{links[i], POLLRDHUP, 0};
+    if (::poll(&link, 1, 0) > 0) return true;
+  }
   const JobBoard& board = job_board();
   for (int place = 0; place < board.records; ++place) {
     const RankRecord& record = board.record[place];
@@ -145,7 +155,17 @@ bool say_last_words(std::string_view message) {
 
 void expect_end(int code) {
   int32_t open = 0;
-  job_board().ended.compare_exchange_strong(open, code + 1);
+  if (!job_board().ended.compare_exchange_strong(open, code + 1)) return;
+  const RankNews news = own_news();
+  for (size_t i = 0; i < link_count; ++i)
+    [[maybe_unused]] const ssize_t sent = ::send(links[i], &news, sizeof news, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+void set_links(const std::vector<int>& sockets) {
+  link_count = 0;
+  const size_t count = std::min(sockets.size(), kMostLinks);
+  for (size_t i = 0; i < count; ++i) links[i] = sockets[i];
+  link_count = count;
 }
 
 const char* host_name() { return host; }

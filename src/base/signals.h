@@ -3,7 +3,9 @@
 // other ranks are ended is left to comm/session.h.
 #pragma once
 
+#include <cstddef>
 #include <string_view>
+#include <vector>
 
 namespace pq {
 
@@ -11,8 +13,13 @@ namespace pq {
 // The file that PQ_LAST_WORDS names is then made, by which a wrapper of the launcher learns that somebody spoke.
 bool say_last_words(std::string_view message);
 
-// The job ends with `code`: from now on the end of another rank of the node, or a signal of the launcher, is no news.
+// The job ends with `code`: from now on the end of another rank of the node, or a signal of the launcher, is no news. The other
+// ends of links are told. Fit for signal handlers.
 void expect_end(int code);
+
+// Sockets to ranks of other nodes, at most kMostLinks: when the other end is closed its rank is gone. None after set_links({}).
+inline constexpr size_t kMostLinks = 64;
+void set_links(const std::vector<int>& sockets);
 
 // "node7".
 const char* host_name();

@@ -24,6 +24,7 @@
 #include "base/signals.h"
 #include "comm/checked_comm.h"
 #include "comm/mpi_comm.h"
+#include "comm/node_links.h"
 #include "comm/shared_board.h"
 #include "comm/watchdog.h"
 
@@ -146,7 +147,8 @@ struct Session::Impl {
   int local_rank = 0;
   int local_ranks = 1;
   std::vector<int> cpus;
-  bool board_of_all = true;  // every rank reports to the board this one sees
+  bool sees_all = true;              // what every rank reports
+  std::unique_ptr<NodeLinks> links;  // until the watchdog has them
   std::unique_ptr<Communicator> comm;
   CheckedCommunicator* checked = nullptr;  // comm, when checked
   std::unique_ptr<Watchdog> watchdog;
@@ -161,11 +163,19 @@ struct Session::Impl {
     check_mpi(MPI_Comm_rank(MPI_COMM_WORLD, &rank), "MPI_Comm_rank");
     check_mpi(MPI_Comm_size(MPI_COMM_WORLD, &ranks), "MPI_Comm_size");
     MPI_Comm node = MPI_COMM_NULL;
-    check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
+    const char* nodes = std::getenv("PQ_NODES");
+    if (nodes != nullptr && std::strcmp(nodes, "each") == 0)
+      check_mpi(MPI_Comm_split(MPI_COMM_WORLD, rank, 0, &node), "MPI_Comm_split");
+    else
+      check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
     check_mpi(MPI_Comm_rank(node, &local_rank), "MPI_Comm_rank");
     check_mpi(MPI_Comm_size(node, &local_ranks), "MPI_Comm_size");
     own_record().rank = rank;
-    board_of_all = share_job_board(node) && local_ranks == ranks;
+    const bool shared = share_job_board(node);
+    int first = rank;
+    check_mpi(MPI_Bcast(&first, 1, MPI_INT, 0, node), "MPI_Bcast");
+    links = std::make_unique<NodeLinks>(rank == 0 || (shared && first == 0));
+    sees_all = (shared && local_ranks == ranks) || (rank == 0 && links->missing().empty());
     cpus = share_cpus(node);
     check_mpi(MPI_Comm_free(&node), "MPI_Comm_free");
     MpiOptions options;
@@ -211,7 +221,13 @@ Session::Session(std::string program, int* argc, char*** argv) : impl_(std::make
   }
   set_log_identity(impl_->program, impl_->rank, impl_->ranks);
   install_signal_handlers();
-  impl_->watchdog = std::make_unique<Watchdog>(impl_->options.watchdog_seconds, impl_->board_of_all,
+  if (impl_->links != nullptr && !impl_->links->missing().empty()) {
+    log_line(
+        "rank " + std::to_string(impl_->links->missing().front()) +
+        " cannot connect to rank 0 by TCP: a rank of another node that stops while it loads will not be noticed; let the nodes "
+        "connect to each other at any port");
+  }
+  impl_->watchdog = std::make_unique<Watchdog>(impl_->options.watchdog_seconds, impl_->sees_all, std::move(impl_->links),
                                                [owns_mpi = impl_->owns_mpi](int code) { end_job(code, owns_mpi); });
   arm_fault(impl_->rank);
   enter_phase(Phase::start);

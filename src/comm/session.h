@@ -24,7 +24,8 @@ class Session {
   // Initialises MPI when the process was started by a launcher (OMPI_COMM_WORLD_SIZE, PMIX_RANK or PMI_RANK is set), else stays
   // alone (no MPI call at all). Sets the log identity. Throws ErrorKind::usage when SLURM_STEP_NUM_TASKS > 1 but the MPI world has
   // one rank (N copies of rank 0). Installs the handlers of base/signals.h and starts the watchdog. PQ_COMM=mpi in the environment
-  // keeps the ranks from sharing memory (same bits, slower).
+  // keeps the ranks from sharing memory (same bits, slower);
+  // PQ_NODES=each makes every rank take itself for a node, for tests.
   Session(std::string program, int* argc, char*** argv);
   ~Session();
   Session(const Session&) = delete;

@@ -29,8 +29,13 @@ using Clock = std::chrono::steady_clock;
 constexpr double kShortestTick = 0.02;
 constexpr double kLongestTick = 1;
 constexpr double kTicksALimit = 10;
-// A rank that ends with a line of its own has said it before it is gone; a rank of another node may take this long to have its say.
+// A rank that ends with a line of its own has said it before it is gone. News of another node may take three times as long, and
+// where another rank is to say it this one is ended by the launcher before its time has come.
 constexpr auto kGrace = std::chrono::milliseconds(100);
+constexpr int kRemoteGraces = 3;
+constexpr int kSilentGraces = 30;
+// Rank 0 sees more ranks than those of other nodes, and is to speak first.
+constexpr double kDeference = 0.5;
 
 // The letter of /proc/PID/stat; '?' when unknown.
 char process_state(int process) {
@@ -60,19 +65,23 @@ const char* state_text(char state) {
 }  // namespace
 
 struct Watchdog::Peer {
+  const RankRecord* record = nullptr;
+  const NodeLink* link = nullptr;  // a rank of another node; null: of this one
   int pidfd = -1;
-  int process = 0;
   uint64_t activity = 0;
   uint32_t beats = 0;
   Clock::time_point changed{};
   bool gone = false;
 };
 
-Watchdog::Watchdog(double limit_seconds, bool one_node, std::function<void(int)> end_job)
-    : limit_seconds_(limit_seconds), one_node_(one_node), end_job_(std::move(end_job)), wake_(eventfd(0, EFD_CLOEXEC)) {
+Watchdog::Watchdog(double limit_seconds, bool sees_all, std::unique_ptr<NodeLinks> links, std::function<void(int)> end_job)
+    : limit_seconds_(limit_seconds),
+      sees_all_(sees_all),
+      links_(std::move(links)),
+      end_job_(std::move(end_job)),
+      wake_(eventfd(0, EFD_CLOEXEC)) {
   if (wake_ < 0)
     throw Error(ErrorKind::environment, std::string("cannot start the watchdog: ") + std::system_category().message(errno));
-  peers_.resize(static_cast<size_t>(job_board().records));
   watch_peers();
   // Signals belong to the threads that work.
   sigset_t all, before;
@@ -103,80 +112,109 @@ void Watchdog::set_limit(double seconds) {
   [[maybe_unused]] const ssize_t written = write(wake_, &one, sizeof one);
 }
 
-// Where the kernel has no pidfd the launcher alone notices deaths.
+// Where the kernel has no pidfd the launcher alone notices deaths on this node.
 void Watchdog::watch_peers() {
   const JobBoard& board = job_board();
-  for (size_t place = 0; place < peers_.size(); ++place) {
-    Peer& peer = peers_[place];
+  for (int place = 0; place < board.records; ++place) {
+    Peer peer;
+    peer.record = &board.record[place];
     peer.changed = Clock::now();
-    peer.process = board.record[place].process;
 #ifdef SYS_pidfd_open
-    if (peer.process > 0 && peer.process != getpid()) peer.pidfd = static_cast<int>(syscall(SYS_pidfd_open, peer.process, 0));
+    const int process = peer.record->process;
+    if (process > 0 && process != getpid()) peer.pidfd = static_cast<int>(syscall(SYS_pidfd_open, process, 0));
 #endif
+    peers_.push_back(peer);
+  }
+  if (links_ == nullptr) return;
+  for (const auto& link : links_->links()) {
+    Peer peer;
+    peer.record = &link->record;
+    peer.link = link.get();
+    peer.changed = Clock::now();
+    peers_.push_back(peer);
   }
 }
 
+// Seconds; below 0: until something happens.
+double Watchdog::tick() const {
+  const double limit = limit_seconds_;
+  const bool linked = links_ != nullptr && !links_->links().empty();
+  if (limit > 0) return std::clamp(limit / kTicksALimit, kShortestTick, kLongestTick);
+  return linked ? kLongestTick : -1;
+}
+
+double Watchdog::patience() const { return limit_seconds_ + (sees_all_ ? 0 : kDeference); }
+
 void Watchdog::run() {
   while (!stop_) {
-    const double limit = limit_seconds_;
-    const double tick = limit > 0 ? std::clamp(limit / kTicksALimit, kShortestTick, kLongestTick) : -1;
+    const double wait = tick();
+    if (links_ != nullptr) links_->send();
     std::vector<pollfd> polls{{wake_, POLLIN, 0}};
-    std::vector<size_t> places{0};
-    for (size_t place = 0; place < peers_.size(); ++place) {
-      if (peers_[place].pidfd < 0 || peers_[place].gone) continue;
-      polls.push_back({peers_[place].pidfd, POLLIN, 0});
-      places.push_back(place);
+    std::vector<Peer*> polled{nullptr};
+    for (Peer& peer : peers_) {
+      const int fd = peer.link != nullptr ? peer.link->fd : peer.pidfd;
+      if (fd < 0 || peer.gone) continue;
+      polls.push_back({fd, POLLIN, 0});
+      polled.push_back(&peer);
     }
     const auto before = Clock::now();
-    if (poll(polls.data(), polls.size(), tick < 0 ? -1 : static_cast<int>(std::lround(tick * 1e3))) < 0 && errno != EINTR) return;
+    if (poll(polls.data(), polls.size(), wait < 0 ? -1 : static_cast<int>(std::lround(wait * 1e3))) < 0 && errno != EINTR) return;
     if (polls[0].revents != 0) {
       uint64_t count = 0;
       [[maybe_unused]] const ssize_t got = read(wake_, &count, sizeof count);
       continue;
     }
-    for (size_t i = 1; i < polls.size(); ++i)
-      if (polls[i].revents != 0) on_death(peers_[places[i]]);
-    for (size_t i = 1; i < polls.size(); ++i)
-      if (polls[i].revents != 0) peers_[places[i]].gone = true;
+    if (links_ != nullptr) links_->receive();
+    for (size_t i = 1; i < polls.size(); ++i) {
+      Peer& peer = *polled[i];
+      if (polls[i].revents == 0 || (peer.link != nullptr && !peer.link->ended)) continue;
+      on_death(peer);
+      peer.gone = true;
+    }
     // A wait that took far longer than asked for: this process was itself stopped, or the machine asleep. Nobody is late then.
-    if (std::chrono::duration<double>(Clock::now() - before).count() > 3 * std::max(tick, 0.1)) {
+    if (std::chrono::duration<double>(Clock::now() - before).count() > 3 * std::max(wait, 0.1)) {
       for (Peer& peer : peers_) peer.changed = Clock::now();
       continue;
     }
-    if (limit > 0) look_for_stalls();
+    if (limit_seconds_ > 0) look_for_stalls();
   }
 }
 
 void Watchdog::on_death(const Peer& peer) {
   const JobBoard& board = job_board();
-  const auto place = static_cast<size_t>(&peer - peers_.data());
-  const RankRecord& record = board.record[place];
+  const RankRecord& record = *peer.record;
   // The rank itself may be about to end in order.
   if (record.finished != 0 || own_record().finished != 0) return;
-  if (const int ended = board.ended; ended != 0) _exit(ended - 1);
-  std::this_thread::sleep_for(kGrace);
-  if (stop_) return;
+  // Neighbours of a rank of another node say it first; the launcher ends ranks meanwhile.
+  const int graces = peer.link == nullptr ? 1 : links_->speaks_first() ? kRemoteGraces : kSilentGraces;
+  for (int waited = 0; waited < graces; ++waited) {
+    if (const int ended = board.ended; ended != 0) _exit(ended - 1);
+    std::this_thread::sleep_for(kGrace);
+    if (stop_) return;
+    if (links_ != nullptr) links_->receive();
+  }
+  if (const int ended = board.ended; peer.link != nullptr && ended != 0) _exit(ended - 1);
   const int code = static_cast<int>(ErrorKind::peer);
-  expect_end(code);
   LineBuffer line;
-  line << "rank " << int64_t{record.rank} << " on " << host_name() << " ended without a word in " << activity_of(record)
+  line << "rank " << int64_t{record.rank} << " on " << (peer.link != nullptr ? peer.link->host.c_str() : host_name())
+       << " ended without a word" << (peer.link != nullptr ? ", last heard in " : " in ") << activity_of(record)
        << "; killed, perhaps for lack of memory";
   say_last_words({line.data(), line.size()});
+  expect_end(code);
   // Not by MPI_Abort: the launcher has the dead rank's code for the job.
   _exit(code);
 }
 
-// A rank is to blame when it has not changed for the limit and waits for nobody. When all that owe progress wait for each other,
-// any of them is.
+// A rank is to blame when it has not changed for the limit and waits for nobody, or, on another node, is not heard from. When all
+// that owe progress wait for each other, any of them is.
 void Watchdog::look_for_stalls() {
-  const JobBoard& board = job_board();
-  const double limit = limit_seconds_;
+  const double limit = patience();
   const auto now = Clock::now();
+  const auto late = [&](Clock::time_point since) { return std::chrono::duration<double>(now - since).count() >= limit; };
   bool all_wait = true;
-  int waiting = -1;
-  for (size_t place = 0; place < peers_.size(); ++place) {
-    Peer& peer = peers_[place];
-    const RankRecord& record = board.record[place];
+  const Peer* waiting = nullptr;
+  for (Peer& peer : peers_) {
+    const RankRecord& record = *peer.record;
     const uint64_t word = record.activity.load(std::memory_order_relaxed);
     const uint32_t beats = record.beats.load(std::memory_order_relaxed);
     if (word != peer.activity || beats != peer.beats) {
@@ -186,24 +224,36 @@ void Watchdog::look_for_stalls() {
     }
     const Activity activity = unpack_activity(word);
     if (peer.gone || record.finished != 0 || !activity.owes_progress()) continue;
-    const bool late = std::chrono::duration<double>(now - peer.changed).count() >= limit;
-    const int waits_for = record.waits_for;
-    if (late && waits_for == kWaitsForNobody) report_stall(static_cast<int>(place), limit);
-    if (!late) all_wait = false;
-    if (late && (waiting < 0 || record.rank == own_record().rank)) waiting = static_cast<int>(place);
+    const bool silent = peer.link != nullptr && late(std::max(peer.link->heard, peer.changed));
+    if (late(peer.changed) && (silent || record.waits_for == kWaitsForNobody)) report_stall(peer);
+    if (!late(peer.changed)) all_wait = false;
+    if (late(peer.changed) && (waiting == nullptr || &record == &own_record())) waiting = &peer;
   }
-  if (waiting < 0 || !all_wait) return;
-  // Ranks of other nodes cannot be seen; loading takes them as long as it takes.
-  const Phase phase = activity_of(board.record[waiting]).phase;
-  if (one_node_ || (phase != Phase::start && phase != Phase::load)) report_stall(waiting, limit);
+  if (waiting == nullptr || !all_wait) return;
+  // Where not all ranks can be seen: loading takes the others as long as it takes.
+  const Phase phase = activity_of(*waiting->record).phase;
+  if (sees_all_ || (phase != Phase::start && phase != Phase::load)) report_stall(*waiting);
 }
 
-void Watchdog::report_stall(int place, double limit) {
-  const JobBoard& board = job_board();
-  const RankRecord& record = board.record[place];
+void Watchdog::report_stall(const Peer& late) {
   const RankRecord& mine = own_record();
+  // A rank of another node is named with that node, although this one may be all that is known to be late.
+  const auto awaited = std::find_if(peers_.begin(), peers_.end(), [&](const Peer& other) {
+    return other.link != nullptr && late.record == &mine && other.record->rank == mine.waits_for;
+  });
+  const Peer& peer = awaited != peers_.end() ? *awaited : late;
+  const RankRecord& record = *peer.record;
+  if (const int ended = job_board().ended; ended != 0) end_job_(ended - 1);
+  // Stopped in the middle of a limit, it may have said something since it last changed.
+  const auto silent = [&](const Peer& other) {
+    return other.link != nullptr && std::chrono::duration<double>(Clock::now() - other.link->heard).count() > limit_seconds_ / 2;
+  };
+  const auto state = [&](const Peer& other) {
+    if (other.link == nullptr) return state_text(process_state(other.record->process));
+    return silent(other) ? "; nothing is heard from its process, which is stopped or cut off" : "";
+  };
   char seconds[32];
-  std::snprintf(seconds, sizeof seconds, "%g s", limit);
+  std::snprintf(seconds, sizeof seconds, "%g s", limit_seconds_.load());
   LineBuffer line;
   line << "no progress for " << seconds << " in ";
   if (&record == &mine) {
@@ -211,17 +261,17 @@ void Watchdog::report_stall(int place, double limit) {
     const int waits_for = record.waits_for;
     if (waits_for == kWaitsForAny) line << "; waits for the other ranks";
     if (waits_for >= 0) line << "; waits for rank " << int64_t{waits_for};
-    for (int other = 0; waits_for >= 0 && other < board.records; ++other)
-      if (board.record[other].rank == waits_for)
-        line << ", which is in " << activity_of(board.record[other]) << state_text(process_state(board.record[other].process));
+    for (const Peer& other : peers_) {
+      if (waits_for >= 0 && other.record->rank == waits_for) line << ", which is in " << activity_of(*other.record) << state(other);
+    }
   } else {
     if (activity_of(mine).owes_progress() && mine.waits_for != kWaitsForNobody) line << activity_of(mine) << ": waits for ";
-    line << "rank " << int64_t{record.rank} << ", which is in " << activity_of(record) << " on " << host_name()
-         << state_text(process_state(record.process));
+    line << "rank " << int64_t{record.rank} << ", which is in " << activity_of(record) << " on "
+         << (peer.link != nullptr ? peer.link->host.c_str() : host_name()) << state(peer);
   }
   const int code = static_cast<int>(ErrorKind::peer);
-  expect_end(code);
   say_last_words({line.data(), line.size()});
+  expect_end(code);
   end_job_(code);
 }
 

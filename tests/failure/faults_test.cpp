@@ -41,9 +41,13 @@ Words arguments(const std::string& program, const std::string& directory) {
   return {"-m", test::demo_path(), "-p", "Once upon a time", "-n", "8", "--temp", "0", "--watchdog", kWatchdog};
 }
 
-class Fault : public testing::TestWithParam<Case> {};
+class Fault : public testing::TestWithParam<Case> {
+ protected:
+  void expect_one_line(const Words& before);
+};
 
-TEST_P(Fault, OneLineOneCodeAndNobodyLeft) {
+// before: words before the command.
+void Fault::expect_one_line(const Words& before) {
   const Case param = GetParam();
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   for (const char* crash : {"segv", "bus", "fpe", "abort"})
@@ -54,7 +58,9 @@ TEST_P(Fault, OneLineOneCodeAndNobodyLeft) {
   const Words words = arguments(param.program, directory.path());
   Words command = {std::string(PQ_BIN_DIR) + "/" + program};
   command.insert(command.end(), words.begin(), words.end());
-  const FailedJob job = test::run_with_fault(param.fault, param.ranks == 0 ? command : test::launched(param.ranks, program, words));
+  if (param.ranks > 0) command = test::launched(param.ranks, program, words);
+  command.insert(command.begin(), before.begin(), before.end());
+  const FailedJob job = test::run_with_fault(param.fault, command);
   EXPECT_TRUE(job.faulted) << "the fault never came";
   EXPECT_EQ(job.result.code, param.code) << job.result.err;
   ASSERT_EQ(job.lines.size(), 1u) << job.result.err;
@@ -64,6 +70,8 @@ TEST_P(Fault, OneLineOneCodeAndNobodyLeft) {
   std::printf("| %s | %d | `%s` | `%s` | %d | %.1f s |\n", program.c_str(), param.ranks, param.fault, job.lines[0].c_str(),
               job.result.code, job.seconds_to_end);
 }
+
+TEST_P(Fault, OneLineOneCodeAndNobodyLeft) { expect_one_line({}); }
 
 constexpr const char* kVanished = "rank 1 on .* ended without a word in ";
 
@@ -110,6 +118,31 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"run", 2, "throw:finalize:rank=1", 70, "^pq-run.1.: internal error: "},
         Case{"run", 2, "oom:load:rank=1", 69, "^pq-run.0.: rank 1: out of memory in loading the weights"},
         Case{"run", 4, "oom:decode:rank=1:step=2", 69, "^pq-run.1.: out of memory in decode, step 2 on"}),
+    name_of);
+
+// Every rank takes itself for a node, so that the ranks hear of each other by their links alone.
+class ApartFault : public Fault {};
+
+TEST_P(ApartFault, OneLineOneCodeAndNobodyLeft) { expect_one_line({"env", "PQ_NODES=each"}); }
+
+constexpr const char* kLastHeard = "ended without a word, last heard in ";
+constexpr const char* kSilent = "nothing is heard from its process, which is stopped or cut off$";
+
+INSTANTIATE_TEST_SUITE_P(
+    Nodes, ApartFault,
+    testing::Values(
+        Case{"run", 2, "kill:load:rank=1:layer=3", 137, kLastHeard}, Case{"run", 4, "kill:decode:rank=2:step=3", 137, kLastHeard},
+        Case{"run", 4, "kill:decode:rank=0:step=3", 137, "^pq-run.1.: rank 0 on .* ended without a word, last heard in "},
+        Case{"quantize", 2, "kill:quantise:rank=1", 137, kLastHeard}, Case{"run", 2, "kill:finalize:rank=1", 137, kLastHeard},
+        Case{"run", 2, "stop:load:rank=1:layer=3", 75, kSilent}, Case{"run", 2, "stop:load:rank=0:layer=3", 75, kSilent},
+        Case{"run", 4, "stop:prefill:rank=3:layer=2", 75, kSilent}, Case{"run", 2, "stop:finalize:rank=1", 75, kSilent},
+        Case{"run", 2, "hang:decode:rank=1:step=3:layer=4", 75,
+             "^pq-run.0.: .*waits for rank 1, which is in decode, layer 4, step 3"},
+        Case{"run", 2, "hang:load:rank=1:layer=3", 75, "^pq-run.0.: .*waits for rank 1, which is in load, layer 3"},
+        Case{"run", 2, "segv:decode:rank=1:step=3:layer=1", 139, "^pq-run.1.: crashed with SIGSEGV in decode, layer 1, step 3 on"},
+        Case{"run", 4, "throw:decode:rank=1:step=2", 70, "^pq-run.1.: internal error: PQ_FAULT .* in decode, step 2 on"},
+        Case{"run", 2, "exit:decode:rank=1:step=2", 70, "^pq-run.1.: exit was called in decode, step 2 on"},
+        Case{"run", 2, "oom:load:rank=1", 69, "^pq-run.0.: rank 1: out of memory in loading the weights"}),
     name_of);
 
 // What the ranks were told to call, they call; a fault that nobody reaches leaves a run as it is.
