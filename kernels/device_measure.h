@@ -25,6 +25,9 @@ class DeviceMeasure {
   virtual const char* multiply_name() const = 0;
   // data [words] in device memory: the values that Random(seed).next_u64() gives in turn (base/random.h).
   virtual void fill_random(uint64_t* data, int64_t words, uint64_t seed) = 0;
+  // data [count] in device memory: values[word >> 56], the words being those of fill_random. values [256] in host memory, free when
+  // this returns.
+  virtual void fill_choices(uint16_t* data, int64_t count, const uint16_t* values, uint64_t seed) = 0;
 
   // Bytes of the buffers that this backend holds, and held at most.
   virtual int64_t held_bytes() const = 0;

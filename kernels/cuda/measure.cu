@@ -1,5 +1,7 @@
 // What pq-bench asks of the device beside operations (kernels/device_measure.h): marks on the stream, a copy, a train of matrix
 // instructions, random bytes.
+#include <algorithm>
+
 #include "kernels/cuda/cuda_backend.h"
 
 namespace pq::cuda {
@@ -38,13 +40,29 @@ __global__ void multiply_kernel(int* out, int rounds) {
 }
 
 // Word n of the stream of base/random.h.
-__global__ void fill_kernel(uint64_t* data, int64_t words, uint64_t seed) {
-  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (n >= words) return;
+__device__ uint64_t random_word(uint64_t seed, int64_t n) {
   uint64_t z = seed + 0x9e3779b97f4a7c15u * static_cast<uint64_t>(n + 1);
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  data[n] = z ^ (z >> 31);
+  return z ^ (z >> 31);
+}
+
+__global__ void fill_kernel(uint64_t* data, int64_t words, uint64_t seed) {
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (n < words) data[n] = random_word(seed, n);
+}
+
+struct Choices {
+  uint16_t values[256];
+};
+
+__global__ void fill_choices_kernel(uint16_t* data, int64_t count, Choices choices, uint64_t seed) {
+  __shared__ uint16_t values[256];
+  static_assert(kThreads == 256);
+  values[threadIdx.x] = choices.values[threadIdx.x];
+  __syncthreads();
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (n < count) data[n] = values[random_word(seed, n) >> 56];
 }
 
 }  // namespace
@@ -98,6 +116,12 @@ int64_t CudaBackend::multiply(int64_t rounds) {
 
 void CudaBackend::fill_random(uint64_t* data, int64_t words, uint64_t seed) {
   if (words > 0) launch("fill", fill_kernel, blocks_for(words, kThreads), kThreads, 0, stream_, data, words, seed);
+}
+
+void CudaBackend::fill_choices(uint16_t* data, int64_t count, const uint16_t* values, uint64_t seed) {
+  Choices choices;
+  std::copy_n(values, 256, choices.values);
+  if (count > 0) launch("fill", fill_choices_kernel, blocks_for(count, kThreads), kThreads, 0, stream_, data, count, choices, seed);
 }
 
 int64_t CudaBackend::taken_bytes() const {

@@ -145,7 +145,8 @@ Model synthetic_model(Session& session, const BenchOptions& o) {
     if (o.what == "comm" || o.what == "quantize") return;
     check_rank_count(model.config, session.ranks());
     model.runtime = runtime_options(o.model, model.config);
-    model.source = std::make_unique<SyntheticSource>(encoding.format, encoding.bits);
+    model.source =
+        std::make_unique<SyntheticSource>(encoding.format, encoding.bits, dynamic_cast<DeviceMeasure*>(model.backend.get()));
     model.runtime.place = place_of(model);
     model.runtime.cublas = o.model.backend.prefill == "cublas";
     model.runtime.nccl = o.model.backend.allreduce == "auto" || o.model.backend.allreduce == "nccl";

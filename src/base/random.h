@@ -18,6 +18,9 @@ class Random {
     return z ^ (z >> 31);
   }
 
+  // Random(seed()) gives what comes next here.
+  uint64_t seed() const { return state_; }
+
   // Uniform in [0, 1) with 53 bits.
   double uniform() { return static_cast<double>(next_u64() >> 11) * 0x1p-53; }
 

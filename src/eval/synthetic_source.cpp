@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -30,9 +32,25 @@ float vector_value(const std::string& name, Random* random) {
   return static_cast<float>(kWeightDeviation * random->normal());
 }
 
+Random random_of(const TensorSpec& spec, int64_t piece) {
+  return Random(xxh3(spec.name.data(), static_cast<int64_t>(spec.name.size())) + static_cast<uint64_t>(piece));
+}
+
+using Choices = std::array<uint16_t, 256>;
+
+// Of which each bf16 weight is one: a fresh normal value each would take minutes at full size.
+Choices bf16_choices(Random* random) {
+  Choices choices;
+  for (uint16_t& value : choices) value = f32_to_bf16(static_cast<float>(kWeightDeviation * random->normal()));
+  return choices;
+}
+
+uint16_t block_norm() { return f32_to_f16(static_cast<float>(kWeightDeviation * std::sqrt(static_cast<double>(kBlock)))); }
+
 }  // namespace
 
-SyntheticSource::SyntheticSource(WeightFormat format, int bits) : format_(format), bits_(bits) {
+SyntheticSource::SyntheticSource(WeightFormat format, int bits, DeviceMeasure* device)
+    : format_(format), bits_(bits), device_(device) {
   if (format != WeightFormat::polar && format != WeightFormat::bf16)
     throw Error(ErrorKind::usage, "synthetic weights come as pq2 to pq8 or bf16");
   if (format == WeightFormat::polar) codebook_ = make_codebook(bits, TableKind::converged);
@@ -58,17 +76,15 @@ void SyntheticSource::load(const TensorSpec& spec, int64_t first, int64_t count,
   const WeightInfo whole = info(spec);
   const int64_t elements = spec.rows * spec.cols / spec.pieces;
   for (int64_t piece = first; piece < first + count; ++piece) {
-    Random random(xxh3(spec.name.data(), static_cast<int64_t>(spec.name.size())) + static_cast<uint64_t>(piece));
+    Random random = random_of(spec, piece);
     const int64_t index = piece - first;
     if (whole.format == WeightFormat::f32) {
       auto* out = static_cast<float*>(data) + index * elements;
       for (int64_t i = 0; i < elements; ++i) out[i] = vector_value(spec.name, &random);
     } else if (whole.format == WeightFormat::bf16) {
-      // One of 256 normal values a weight: a fresh one each would take minutes at full size.
-      uint16_t table[256];
-      for (uint16_t& value : table) value = f32_to_bf16(static_cast<float>(kWeightDeviation * random.normal()));
+      const Choices choices = bf16_choices(&random);
       auto* out = static_cast<uint16_t*>(data) + index * elements;
-      for (int64_t i = 0; i < elements; ++i) out[i] = table[random.next_u64() >> 56];
+      for (int64_t i = 0; i < elements; ++i) out[i] = choices[random.next_u64() >> 56];
     } else {
       const int64_t blocks = elements / kBlock;
       auto* out = static_cast<uint8_t*>(data) + index * blocks * 16 * bits_;
@@ -76,10 +92,32 @@ void SyntheticSource::load(const TensorSpec& spec, int64_t first, int64_t count,
         const uint64_t word = random.next_u64();
         std::memcpy(out + at, &word, sizeof word);
       }
-      const uint16_t norm = f32_to_f16(static_cast<float>(kWeightDeviation * std::sqrt(static_cast<double>(kBlock))));
-      for (int64_t i = 0; i < blocks; ++i) scales[index * blocks + i] = norm;
+      std::fill_n(scales + index * blocks, blocks, block_norm());
     }
   }
+}
+
+bool SyntheticSource::try_load_on_device(const TensorSpec& spec, int64_t first, int64_t count, void* data, uint16_t* scales,
+                                         uint16_t*) {
+  if (device_ == nullptr || !spec.matrix) return false;
+  const int64_t elements = spec.rows * spec.cols / spec.pieces;
+  for (int64_t piece = first; piece < first + count; ++piece) {
+    Random random = random_of(spec, piece);
+    const int64_t index = piece - first;
+    if (format_ == WeightFormat::bf16) {
+      const Choices choices = bf16_choices(&random);
+      device_->fill_choices(static_cast<uint16_t*>(data) + index * elements, elements, choices.data(), random.seed());
+    } else {
+      const int64_t words = elements / kBlock * 2 * bits_;
+      device_->fill_random(static_cast<uint64_t*>(data) + index * words, words, random.seed());
+    }
+  }
+  if (format_ == WeightFormat::polar) {
+    Choices norms;
+    norms.fill(block_norm());
+    device_->fill_choices(scales, count * elements / kBlock, norms.data(), 0);
+  }
+  return true;
 }
 
 std::string SyntheticSource::description() const {

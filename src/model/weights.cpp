@@ -1,4 +1,5 @@
-// Loading: each tensor goes straight into backend memory where the host can write there, through one staging area elsewhere.
+// Loading: each tensor goes straight into backend memory where the host can write there or the source has a way of its own, through
+// one staging area elsewhere.
 #include "model/weights.h"
 
 #include <fmt/format.h>
@@ -121,7 +122,8 @@ class Loader {
     if (owned.count == 0) return;
     if (backend_.host_pointer(out_->buffers.back())) {
       source_.load(spec, owned.first, owned.count, data, reinterpret_cast<uint16_t*>(scales), reinterpret_cast<uint16_t*>(zeros));
-    } else {
+    } else if (!source_.try_load_on_device(spec, owned.first, owned.count, data, reinterpret_cast<uint16_t*>(scales),
+                                           reinterpret_cast<uint16_t*>(zeros))) {
       staging_.resize(static_cast<size_t>(aligned(data_bytes) + 2 * aligned(scale_bytes)));
       std::byte* host_data = staging_.data();
       std::byte* host_scales = host_data + aligned(data_bytes);

@@ -32,6 +32,10 @@ class WeightSource {
   // gives [count units][rows][...]. Planes absent from the format are null. Sizes are those of Matrix::data_bytes and scale_bytes.
   virtual void load(const TensorSpec& spec, int64_t first, int64_t count, void* data, uint16_t* scales, uint16_t* zeros) = 0;
 
+  // As load, into memory of the device that the source was made for, on its stream: host memory takes no part. False, with nothing
+  // done, where the source makes this tensor on the host.
+  virtual bool try_load_on_device(const TensorSpec&, int64_t, int64_t, void*, uint16_t*, uint16_t*) { return false; }
+
   // Memory of a device that a load takes while it runs, at most; 0: host memory alone.
   virtual int64_t loading_bytes() const { return 0; }
 

@@ -81,6 +81,14 @@ TEST(DeviceMeasure, CopiesAndFillsMemory) {
     Random random(42);
     for (int64_t i = 0; i < words; ++i) ASSERT_EQ(values[static_cast<size_t>(i)], random.next_u64()) << i;
     EXPECT_EQ(values.back(), 0u);
+    uint16_t choices[256];
+    for (uint16_t i = 0; i < 256; ++i) choices[i] = static_cast<uint16_t>(257 * i + 5);
+    const Buffer chosen = backend->allocate(2 * words + 2);
+    device->fill_choices(chosen.as<uint16_t>(), words, choices, 42);
+    std::vector<uint16_t> picked(static_cast<size_t>(words) + 1);
+    backend->download(picked.data(), chosen.data(), 2 * words + 2);
+    for (size_t i = 0; i < picked.size() - 1; ++i) ASSERT_EQ(picked[i], choices[values[i] >> 56]) << i;
+    EXPECT_EQ(picked.back(), 0u);
     for (const bool by_kernel : {false, true}) {
       const Buffer to = backend->allocate(8 * words + 16);
       const int64_t bytes = 8 * words / 16 * 16;

@@ -1,5 +1,5 @@
-// Synthetic weights, and through them the widest partition: a model of eight units gives the same bits on 1, 2, 4 and 8 ranks, with
-// kv heads replicated at 8 and a vocabulary that only half of the ranks share.
+// Synthetic weights, made on the host and on the emulated device, and through them the widest partition: a model of eight units
+// gives the same bits on 1, 2, 4 and 8 ranks, with kv heads replicated at 8 and a vocabulary that only half of the ranks share.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -9,6 +9,7 @@
 #include "eval/bench.h"
 #include "eval/synthetic_source.h"
 #include "model/transformer.h"
+#include "tests/support/simt/emulated_backend.h"
 
 namespace pq {
 namespace {
@@ -111,6 +112,86 @@ TEST(SyntheticWeights, AreDeterministicAndOfTheFormatAsked) {
   }
   EXPECT_THROW(SyntheticSource(WeightFormat::int4, 4), Error);
   EXPECT_THROW(SyntheticSource(WeightFormat::polar, 9), Error);
+}
+
+// Counts the tensors that a device does not make.
+class CountingSource : public SyntheticSource {
+ public:
+  using SyntheticSource::SyntheticSource;
+  void load(const TensorSpec& spec, int64_t first, int64_t count, void* data, uint16_t* scales, uint16_t* zeros) override {
+    (spec.matrix ? matrices : vectors) += 1;
+    SyntheticSource::load(spec, first, count, data, scales, zeros);
+  }
+  int matrices = 0;
+  int vectors = 0;
+};
+
+TEST(SyntheticWeights, OfADeviceAreTheBytesOfTheHost) {
+  const ModelConfig config = eight_units();
+  const std::unique_ptr<Backend> backend = make_emulated_cuda_backend();
+  for (int bits = 1; bits <= 8; ++bits) {
+    const WeightFormat format = bits == 1 ? WeightFormat::bf16 : WeightFormat::polar;
+    SyntheticSource host(format, bits), device(format, bits, dynamic_cast<DeviceMeasure*>(backend.get()));
+    for (const TensorSpec& spec : tensor_specs(config)) {
+      SCOPED_TRACE(spec.name + ", " + device.description());
+      // All pieces but the first, in one buffer: data, a gap, norms, a gap.
+      const int64_t first = spec.pieces > 1 ? 1 : 0, count = spec.pieces - first;
+      const WeightInfo info = host.info(spec);
+      const Matrix matrix{.format = info.format, .rows = spec.rows, .cols = spec.cols, .codebook = info.codebook};
+      const int64_t data = matrix.data_bytes() / spec.pieces * count, norms = matrix.scale_bytes() / spec.pieces * count;
+      const int64_t norms_at = data / 8 * 8 + 8, end = norms_at + norms + 8;
+      const Buffer made = backend->allocate(end);
+      auto* place = made.as<char>();
+      const bool taken =
+          device.try_load_on_device(spec, first, count, place, reinterpret_cast<uint16_t*>(place + norms_at), nullptr);
+      EXPECT_EQ(taken, spec.matrix);
+      EXPECT_FALSE(host.try_load_on_device(spec, first, count, place, nullptr, nullptr));
+      if (!taken) continue;
+      std::vector<char> actual(static_cast<size_t>(end)), expected(actual.size());
+      backend->download(actual.data(), place, end);
+      host.load(spec, first, count, expected.data(), reinterpret_cast<uint16_t*>(expected.data() + norms_at), nullptr);
+      EXPECT_EQ(actual, expected);
+    }
+  }
+}
+
+// Matrices of rows and of columns, arranged and not; one rank, and two with the embedding in host memory.
+TEST(SyntheticWeights, MadeOnADeviceGiveTheLogitsOfTheHosts) {
+  ModelConfig config = eight_units();
+  config.layers = 2;
+  config.layer_kinds = {LayerKind::delta, LayerKind::attention};
+  RuntimeOptions options{.context = 32, .slots = 1, .batch = 16};
+  Step step;
+  step.tokens = {5, 42, 300};
+  step.spans = {{.row = 0, .tokens = 3, .position = 0, .slot = 0}};
+  step.logit_rows = {0, 2};
+  const auto run = [&](int ranks, WeightFormat format, bool on_device, bool host_embedding) {
+    std::vector<float> logits;
+    std::vector<int64_t> peak(static_cast<size_t>(ranks));
+    run_threads(ranks, [&](Communicator& comm) {
+      const std::unique_ptr<Backend> backend = make_emulated_cuda_backend();
+      auto* device = dynamic_cast<DeviceMeasure*>(backend.get());
+      CountingSource source(format, 5, on_device ? device : nullptr);
+      Transformer model(config, options, *backend, comm, source, nullptr, host_embedding);
+      if (on_device) {
+        EXPECT_EQ(source.matrices, host_embedding ? 1 : 0);
+        EXPECT_GT(source.vectors, 0);
+      }
+      model.run(step, [&](int64_t, const float* row) { logits.insert(logits.end(), row, row + config.vocab); });
+      peak[static_cast<size_t>(comm.rank())] = device->peak_bytes();
+    });
+    return std::pair{logits, peak};
+  };
+  for (const WeightFormat format : {WeightFormat::polar, WeightFormat::bf16}) {
+    for (const int ranks : {1, 2}) {
+      const bool host_embedding = ranks == 2;
+      const auto [expected, planned] = run(ranks, format, false, host_embedding);
+      const auto [actual, peak] = run(ranks, format, true, host_embedding);
+      ASSERT_EQ(expected.size(), static_cast<size_t>(2 * config.vocab));
+      EXPECT_TRUE(std::memcmp(actual.data(), expected.data(), 4 * expected.size()) == 0) << ranks;
+      EXPECT_EQ(peak, planned);
+    }
+  }
 }
 
 }  // namespace
