@@ -34,12 +34,15 @@ class Prober {
       probe.problem = agreed([&] { sum = make_(method, kProbeLimitSeconds); });
       if (!probe.problem.empty()) return probe;
     }
-    int64_t wrong = 0;
-    probe.problem = agreed([&] { wrong = check(sum.get(), &probe.checked_sums); });
+    int64_t wrong_sums = 0, wrong_norms = 0;
+    probe.problem = agreed([&] { wrong_sums = check(sum.get(), &probe.checked_sums); });
+    if (!probe.problem.empty()) return probe;
+    probe.problem = agreed([&] { wrong_norms = sum ? check_norms(*sum, &probe.checked_norms) : 0; });
     if (!probe.problem.empty()) return probe;
     double us = 0;
     probe.problem = agreed([&] { us = time(sum.get()); });
-    for (const int64_t other : gathered(wrong)) probe.wrong_sums = std::max(probe.wrong_sums, other);
+    for (const int64_t other : gathered(wrong_sums)) probe.wrong_sums = std::max(probe.wrong_sums, other);
+    for (const int64_t other : gathered(wrong_norms)) probe.wrong_norms = std::max(probe.wrong_norms, other);
     for (const double other : gathered(us)) probe.us = std::max(probe.us, other);
     return probe;
   }
@@ -90,12 +93,73 @@ class Prober {
         add(sum, buffer.as<float>(), count);
         backend_.download(values.data(), buffer.data(), 4 * count);
         bool right = true;
-        for (int64_t i = 0; i < count && right; ++i) {
-          float expected = 0.0f;
-          for (int rank = 0; rank < comm_.size(); ++rank) expected += probe_value(rank, round, i);
-          right = values[static_cast<size_t>(i)] == expected;
-        }
+        for (int64_t i = 0; i < count && right; ++i) right = values[static_cast<size_t>(i)] == known_sum(round, i);
         wrong += right ? 0 : 1;
+        ++*checked;
+      }
+    }
+    return wrong;
+  }
+
+  float known_sum(int round, int64_t i) const {
+    float sum = 0.0f;
+    for (int rank = 0; rank < comm_.size(); ++rank) sum += probe_value(rank, round, i);
+    return sum;
+  }
+
+  // As the model calls it: the norm of the residual stream, which the sum joins, and its coded form, in the two modes by turns.
+  int64_t check_norms(DeviceSum& sum, int64_t* checked) {
+    constexpr int64_t kRows[] = {1, 4, 12}, kMostRows = 12;
+    const int64_t most = kMostRows * residual_;
+    const Buffer part = backend_.allocate(4 * most), stream = backend_.allocate(4 * most),
+                 weight = backend_.allocate(4 * residual_);
+    // The norm, its coded form, and the scales of that.
+    const Buffer made = backend_.allocate(12 * most);
+    const bool coded = residual_ % kBlock == 0;
+    std::vector<float> parts(static_cast<size_t>(most)), sums(parts), others(parts);
+    int64_t wrong = 0;
+    for (int round = 0; round < kRounds; ++round) {
+      for (int64_t i = 0; i < most; ++i) {
+        parts[static_cast<size_t>(i)] = probe_value(comm_.rank(), round, i);
+        sums[static_cast<size_t>(i)] = known_sum(round, i);
+        others[static_cast<size_t>(i)] = probe_value(comm_.size(), round, i) / 64;
+      }
+      backend_.upload(weight.data(), others.data(), 4 * residual_);
+      for (const int64_t rows : kRows) {
+        const int64_t count = rows * residual_;
+        RmsNormArgs args{.y = made.as<float>(),
+                         .x = stream.as<float>(),
+                         .weight = weight.as<float>(),
+                         .rows = rows,
+                         .dim = residual_,
+                         .eps = 1e-6f,
+                         .weight_offset = 1.0f,
+                         .added = part.as<float>(),
+                         .sum = stream.as<float>()};
+        if (coded && round % 2 == 0) {
+          args.prepared = {.mode = ActivationMode::int8,
+                           .codes = reinterpret_cast<int8_t*>(made.as<float>() + most),
+                           .scales = made.as<float>() + 2 * most};
+        } else if (coded) {
+          args.prepared = {.mode = ActivationMode::f32, .rotated = made.as<float>() + most};
+        }
+        const auto place = [&](const std::vector<float>& added) {
+          backend_.upload(part.data(), added.data(), 4 * count);
+          backend_.upload(stream.data(), others.data(), 4 * count);
+          backend_.zero(made.data(), 12 * most);
+        };
+        const auto results = [&] {
+          std::vector<char> bytes(static_cast<size_t>(4 * count + 12 * most));
+          backend_.download(bytes.data(), stream.data(), 4 * count);
+          backend_.download(bytes.data() + 4 * count, made.data(), 12 * most);
+          return bytes;
+        };
+        place(parts);
+        if (!sum.try_sum_and_norm(args)) continue;
+        const std::vector<char> fused = results();
+        place(sums);
+        backend_.rms_norm(args);
+        wrong += fused == results() ? 0 : 1;
         ++*checked;
       }
     }
@@ -157,9 +221,11 @@ SumChoice choose_sum(const std::string& requested, const std::vector<SumProbe>& 
         throw Error(ErrorKind::environment, fmt::format("--allreduce {}: {}; take --allreduce auto", requested, probe.problem));
       continue;
     }
-    if (probe.wrong_sums > 0) {
-      const std::string what =
-          fmt::format("sums by {} were wrong {} of {} times", probe.method, probe.wrong_sums, probe.checked_sums);
+    if (probe.wrong_sums > 0 || probe.wrong_norms > 0) {
+      const std::string what = probe.wrong_sums > 0 ? fmt::format("sums by {} were wrong {} of {} times", probe.method,
+                                                                  probe.wrong_sums, probe.checked_sums)
+                                                    : fmt::format("sums fused with a norm by {} were wrong {} of {} times",
+                                                                  probe.method, probe.wrong_norms, probe.checked_norms);
       if (wanted) throw Error(ErrorKind::environment, fmt::format("--allreduce {}: {}; take --allreduce auto", requested, what));
       choice.remarks.push_back(what + ": not used");
       continue;
