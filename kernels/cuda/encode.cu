@@ -209,7 +209,8 @@ __device__ void report_failure(const EncodeReport& report, int64_t block) {
   if (threadIdx.x % 16 == 0) atomicMin(report.failed, static_cast<unsigned long long>(block));
 }
 
-__global__ void __launch_bounds__(kThreads)
+// Nine blocks a multiprocessor: up to 56 registers. Left alone the compiler takes 48 and spills.
+__global__ void __launch_bounds__(kThreads, 9)
     polar_encode_kernel(PolarEncodeArgs args, const EncodeTable* table, int64_t blocks, EncodeReport report) {
   alignas(64) __shared__ uint32_t words[kTableWords];
   for (int i = threadIdx.x; i < kTableWords; i += kThreads) words[i] = reinterpret_cast<const uint32_t*>(table)[i];

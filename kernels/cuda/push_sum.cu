@@ -64,35 +64,41 @@ struct Sum {
   }
 
   // own[k] becomes the sum of element first + k * stride, for those below count. The packets of a rank are asked for together: a
-  // load takes a microsecond where they lie in host memory.
+  // load takes a microsecond where they lie in host memory. Neighbours are added, then sums of two, of four, each as soon as both
+  // are there: `halves` holds what waits for its other half, sums of 2^l ranks at l.
   template <int kEach>
   __device__ void add_others(int64_t first, int64_t stride, int64_t count, float own[kEach]) {
-    float values[R][kEach];
+    constexpr int kLevels = R == 2 ? 1 : R == 4 ? 2 : 3;
+    static_assert(R == 1 << kLevels);
+    float halves[kLevels + 1][kEach];
 #pragma unroll
     for (int r = 0; r < R; ++r) {
+      float values[kEach];
 #pragma unroll
-      for (int k = 0; k < kEach; ++k) values[r][k] = own[k];
-      if (r == p.rank) continue;
-      const uint64_t* from = p.receive[r] + set + first;
-      uint64_t packets[kEach];
+      for (int k = 0; k < kEach; ++k) values[k] = own[k];
+      if (r != p.rank) {
+        const uint64_t* from = p.receive[r] + set + first;
+        uint64_t packets[kEach];
 #pragma unroll
-      for (int k = 0; k < kEach; ++k) packets[k] = first + k * stride < count ? load_packet(from + k * stride) : 0;
+        for (int k = 0; k < kEach; ++k) packets[k] = first + k * stride < count ? load_packet(from + k * stride) : 0;
 #pragma unroll
-      for (int k = 0; k < kEach; ++k) {
-        if (first + k * stride < count) values[r][k] = wait_for(from + k * stride, packets[k]);
+        for (int k = 0; k < kEach; ++k) {
+          if (first + k * stride < count) values[k] = wait_for(from + k * stride, packets[k]);
+        }
       }
-    }
-    // Neighbours, then sums of two, of four.
+      int level = 0;
 #pragma unroll
-    for (int distance = 1; distance < R; distance *= 2) {
+      for (int l = 0; l < kLevels; ++l) {
+        if (level != l || (r >> l & 1) == 0) continue;
+        ++level;
 #pragma unroll
-      for (int r = 0; r + distance < R; r += 2 * distance) {
-#pragma unroll
-        for (int k = 0; k < kEach; ++k) values[r][k] = values[r][k] + values[r + distance][k];
+        for (int k = 0; k < kEach; ++k) values[k] = halves[l][k] + values[k];
       }
+#pragma unroll
+      for (int k = 0; k < kEach; ++k) halves[level][k] = values[k];
     }
 #pragma unroll
-    for (int k = 0; k < kEach; ++k) own[k] = values[0][k];
+    for (int k = 0; k < kEach; ++k) own[k] = halves[kLevels][k];
   }
 
   // By all threads of the block, at the end.
