@@ -31,8 +31,10 @@ inline constexpr int64_t kDeltaChunk = 16;
 // Attention takes its softmax by blocks of kKeyBlock positions, [0, kKeyBlock) first. A constant of the numerics as well.
 inline constexpr int64_t kKeyBlock = 128;
 
-// Taps of the causal convolution kept as history.
+// Earlier inputs that the causal convolution reads, and rows of the ring that holds them: one more, so that the row a token writes
+// is none that it reads.
 inline constexpr int64_t kConvHistory = 3;
+inline constexpr int64_t kConvRows = 4;
 
 // Device memory, freed on destruction; movable. Aligned to at least 256 bytes.
 class Buffer {
@@ -197,8 +199,9 @@ struct SwigluArgs {
 };
 
 // y[t, c] = silu(sum_{j=0..3} w[c, j] * x[t - 3 + j, c]) along each sequence; taps in order j = 0..3 by fma.
-// x, y [tokens, channels]; weight [channels, 4]; state [slots][3][channels] holds the last three inputs of each slot, oldest
-// first; it is read where the span starts and updated. A span at position 0 starts from zeros whatever the state holds.
+// x, y [tokens, channels]; weight [channels, 4]; state [slots][kConvRows][channels]: the input of position p is left in row
+// p % kConvRows. A span reads there what lies before it and leaves its last kConvRows inputs; inputs before position 0 are zeros
+// whatever the state holds.
 struct CausalConvArgs {
   float* y;
   const float* x;

@@ -18,8 +18,7 @@ void CpuBackend::causal_conv(const CausalConvArgs& args) {
   for (int64_t s = 0; s < args.spans.count; ++s) {
     const Span& span = args.spans.data[s];
     if (span.tokens == 0) continue;
-    float* state = args.state + span.slot * kConvHistory * channels;
-    if (span.position == 0) std::fill(state, state + kConvHistory * channels, 0.0f);
+    float* state = args.state + span.slot * kConvRows * channels;
     for (int64_t c = 0; c < channels; c += 16) {
       kernels_.conv({.y = args.y + span.row * channels + c,
                      .x = args.x + span.row * channels + c,
@@ -27,7 +26,8 @@ void CpuBackend::causal_conv(const CausalConvArgs& args) {
                      .state = state + c,
                      .channels = channels,
                      .width = std::min<int64_t>(16, channels - c),
-                     .tokens = span.tokens});
+                     .tokens = span.tokens,
+                     .position = span.position});
     }
   }
 }

@@ -96,6 +96,7 @@ struct ConvTile {
   int64_t channels;
   int64_t width;
   int64_t tokens;
+  int64_t position;
 };
 
 // One chunk part of one value head: rows [begin, end) of the chunk. Pointers to row 0 of the chunk; strides in floats.

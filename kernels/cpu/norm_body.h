@@ -71,20 +71,21 @@ PQ_FUNCTION void conv(const ConvTile& t) {
       w[j] = load(column);
     }
   }
-  Lanes h0 = load_part(t.state, t.width);
-  Lanes h1 = load_part(t.state + t.channels, t.width);
-  Lanes h2 = load_part(t.state + 2 * t.channels, t.width);
+  Lanes history[kConvHistory];
+  for (int64_t back = 1; back <= kConvHistory; ++back) {
+    const int64_t position = t.position - back;
+    history[kConvHistory - back] = position >= 0 ? load_part(t.state + position % kConvRows * t.channels, t.width) : all(0.0f);
+  }
+  Lanes h0 = history[0], h1 = history[1], h2 = history[2];
   for (int64_t i = 0; i < t.tokens; ++i) {
     const Lanes x = load_part(t.x + i * t.channels, t.width);
     const Lanes sum = fma(w[3], x, fma(w[2], h2, fma(w[1], h1, fma(w[0], h0, all(0.0f)))));
     store_part(t.y + i * t.channels, silu(sum), t.width);
+    if (i + kConvRows >= t.tokens) store_part(t.state + (t.position + i) % kConvRows * t.channels, x, t.width);
     h0 = h1;
     h1 = h2;
     h2 = x;
   }
-  store_part(t.state, h0, t.width);
-  store_part(t.state + t.channels, h1, t.width);
-  store_part(t.state + 2 * t.channels, h2, t.width);
 }
 
 PQ_FUNCTION void store_halves(uint16_t* y, const float* x, int64_t count) {

@@ -22,26 +22,22 @@ __global__ void causal_conv_kernel(CausalConvArgs a, const Span* spans) {
   if (c >= a.channels) return;
   const Span span = spans[blockIdx.y];
   if (span.tokens == 0) return;
-  float* state = a.state + span.slot * kConvHistory * a.channels + c;
+  float* state = a.state + span.slot * kConvRows * a.channels + c;
   const float4 w = reinterpret_cast<const float4*>(a.weight)[c];
-  float h0 = 0.0f, h1 = 0.0f, h2 = 0.0f;
-  if (span.position > 0) {
-    h0 = state[0];
-    h1 = state[a.channels];
-    h2 = state[2 * a.channels];
-  }
+  const auto kept = [&](int64_t back) {
+    return span.position >= back ? state[(span.position - back) % kConvRows * a.channels] : 0.0f;
+  };
+  float h0 = kept(3), h1 = kept(2), h2 = kept(1);
   const float* x = a.x + span.row * a.channels + c;
   float* y = a.y + span.row * a.channels + c;
   for (int64_t t = 0; t < span.tokens; ++t) {
     const float now = x[t * a.channels];
     y[t * a.channels] = silu(fmaf(w.w, now, fmaf(w.z, h2, fmaf(w.y, h1, fmaf(w.x, h0, 0.0f)))));
+    if (t + kConvRows >= span.tokens) state[(span.position + t) % kConvRows * a.channels] = now;
     h0 = h1;
     h1 = h2;
     h2 = now;
   }
-  state[0] = h0;
-  state[a.channels] = h1;
-  state[2 * a.channels] = h2;
 }
 
 // y = x / sqrt(sum x^2 + 1e-6) * scale by half a warp.

@@ -111,12 +111,13 @@ void ReferenceBackend::causal_conv(const CausalConvArgs& args) {
   for (int64_t s = 0; s < args.spans.count; ++s) {
     const Span& span = args.spans.data[s];
     if (span.tokens == 0) continue;
-    float* state = args.state + span.slot * kConvHistory * channels;
-    if (span.position == 0) std::fill(state, state + kConvHistory * channels, 0.0f);
+    float* state = args.state + span.slot * kConvRows * channels;
     const float* x = args.x + span.row * channels;
-    // Input at offset t of the span; the three before it come from the state.
+    const auto kept = [&](int64_t position) { return state + position % kConvRows * channels; };
+    // Input at offset t of the span; those before it come from the state.
     const auto input = [&](int64_t t, int64_t c) {
-      return t >= 0 ? x[t * channels + c] : state[(kConvHistory + t) * channels + c];
+      if (t >= 0) return x[t * channels + c];
+      return span.position + t >= 0 ? kept(span.position + t)[c] : 0.0f;
     };
     for (int64_t t = 0; t < span.tokens; ++t) {
       for (int64_t c = 0; c < channels; ++c) {
@@ -126,11 +127,8 @@ void ReferenceBackend::causal_conv(const CausalConvArgs& args) {
         args.y[(span.row + t) * channels + c] = static_cast<float>(silu(sum));
       }
     }
-    std::vector<float> next(static_cast<size_t>(kConvHistory * channels));
-    for (int64_t j = 0; j < kConvHistory; ++j) {
-      for (int64_t c = 0; c < channels; ++c) next[j * channels + c] = input(span.tokens - kConvHistory + j, c);
-    }
-    std::copy(next.begin(), next.end(), state);
+    for (int64_t t = std::max<int64_t>(0, span.tokens - kConvRows); t < span.tokens; ++t)
+      std::copy(x + t * channels, x + (t + 1) * channels, kept(span.position + t));
   }
 }
 

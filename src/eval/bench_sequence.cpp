@@ -50,8 +50,8 @@ class Sequences {
   }
 
   std::function<void(int64_t)> conv(int64_t tokens) {
-    slots_ = slots(4 * kConvHistory * shape_.conv_channels);
-    state_ = backend_.allocate(4 * slots_ * kConvHistory * shape_.conv_channels);
+    slots_ = slots(4 * kConvRows * shape_.conv_channels);
+    state_ = backend_.allocate(4 * slots_ * kConvRows * shape_.conv_channels);
     return [this, tokens](int64_t call) {
       const Span span{.row = 0, .tokens = tokens, .position = kDeltaChunk, .slot = call % slots_};
       backend_.causal_conv({.y = out_.as<float>(),
@@ -130,7 +130,9 @@ class Sequences {
   }
 
   int64_t norm_bytes(int64_t tokens) const { return tokens * config_.hidden * 9; }
-  int64_t conv_bytes(int64_t tokens) const { return 4 * shape_.conv_channels * (2 * tokens + 2 * kConvHistory + 4); }
+  int64_t conv_bytes(int64_t tokens) const {
+    return 4 * shape_.conv_channels * (2 * tokens + kConvHistory + std::min(tokens, kConvRows) + 4);
+  }
   int64_t gated_norm_bytes(int64_t tokens) const { return tokens * 12 * shape_.value_width; }
   // The state read once a chunk and written where a chunk ends; the pending rows that a lone token meets, half of them on average.
   int64_t delta_bytes(int64_t tokens) const {

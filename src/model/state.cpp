@@ -45,7 +45,7 @@ LayerStateSize layer_state_size(const ModelConfig& config, const RuntimeOptions&
   size.delta_k = kDeltaChunk * s.key_width;
   size.delta_delta = kDeltaChunk * s.value_width;
   size.delta_decay = kDeltaChunk * s.value_heads;
-  size.conv = kConvHistory * s.conv_channels;
+  size.conv = kConvRows * s.conv_channels;
   size.kv = s.kv_heads * options.context * kv_row_bytes(options.kv_type, config.head_dim);
   return size;
 }

@@ -132,7 +132,7 @@ ConvRun run_conv(Backend& backend, const std::vector<float>& x, const std::vecto
                  const std::vector<int64_t>& pieces) {
   const int64_t tokens = static_cast<int64_t>(x.size()) / channels;
   ConvRun run;
-  run.state.assign(static_cast<size_t>(3 * kConvHistory * channels), NAN);
+  run.state.assign(static_cast<size_t>(3 * kConvRows * channels), NAN);
   int64_t position = 0;
   for (int64_t piece : pieces) {
     const Span span{.row = 0, .tokens = piece, .position = position, .slot = 1};
@@ -150,10 +150,11 @@ ConvRun run_conv(Backend& backend, const std::vector<float>& x, const std::vecto
   }
   EXPECT_EQ(position, tokens);
   for (size_t i = 0; i < run.state.size(); ++i) {
-    const bool own = i / static_cast<size_t>(kConvHistory * channels) == 1;
-    EXPECT_EQ(std::isnan(run.state[i]), !own) << "state element " << i;
+    // Rows of the slot whose positions there have been.
+    const int64_t row = static_cast<int64_t>(i) / channels - kConvRows;
+    EXPECT_EQ(std::isnan(run.state[i]), row < 0 || row >= std::min(tokens, kConvRows)) << "state element " << i;
   }
-  run.state = std::vector<float>(run.state.begin() + kConvHistory * channels, run.state.begin() + 2 * kConvHistory * channels);
+  run.state = std::vector<float>(run.state.begin() + kConvRows * channels, run.state.begin() + 2 * kConvRows * channels);
   return run;
 }
 
@@ -195,7 +196,7 @@ TEST_P(OpsTest, ConvolutionKeepsSequencesApart) {
   const std::vector<Span> spans = {{.row = 0, .tokens = 4, .position = 0, .slot = 2},
                                    {.row = 7, .tokens = 2, .position = 0, .slot = 0},
                                    {.row = 4, .tokens = 3, .position = 4, .slot = 2}};
-  std::vector<float> state(3 * kConvHistory * channels, NAN);
+  std::vector<float> state(3 * kConvRows * channels, NAN);
   std::vector<float> y(9 * channels);
   backend_->causal_conv({.y = y.data(),
                          .x = x.data(),

@@ -272,16 +272,16 @@ TEST_P(PencilTest, CausalConv) {
   // out.
   const std::array<float, 4> weight = {1.0f, 2.0f, 3.0f, 4.0f};
   const std::array<float, 4> x = {1.0f, 10.0f, 100.0f, 1000.0f};
-  std::array<float, 3> state = {7.0f, 7.0f, 7.0f};
+  std::array<float, 4> state = {7.0f, 7.0f, 7.0f, 7.0f};
   std::array<float, 4> y{};
   Span span{.row = 0, .tokens = 3, .position = 0, .slot = 0};
   CausalConvArgs args{
       .y = y.data(), .x = x.data(), .weight = weight.data(), .state = state.data(), .channels = 1, .spans = {&span, 1}};
   backend_->causal_conv(args);
-  EXPECT_EQ(state, (std::array<float, 3>{1.0f, 10.0f, 100.0f}));
+  EXPECT_EQ(state, (std::array<float, 4>{1.0f, 10.0f, 100.0f, 7.0f}));
   span = {.row = 3, .tokens = 1, .position = 3, .slot = 0};
   backend_->causal_conv(args);
-  EXPECT_EQ(state, (std::array<float, 3>{10.0f, 100.0f, 1000.0f}));
+  EXPECT_EQ(state, (std::array<float, 4>{1.0f, 10.0f, 100.0f, 1000.0f}));
   EXPECT_NEAR(y[0], 4.0 / (1.0 + std::exp(-4.0)), 1e-6);
   EXPECT_EQ(y[1], 43.0f);
   EXPECT_EQ(y[2], 432.0f);

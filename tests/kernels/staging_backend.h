@@ -106,7 +106,7 @@ class StagingBackend : public Backend {
     a.y = call.both(args.y, rows * args.channels);
     a.x = call.in(args.x, rows * args.channels);
     a.weight = call.in(args.weight, 4 * args.channels);
-    a.state = call.both(args.state, slots_of(args.spans) * kConvHistory * args.channels);
+    a.state = call.both(args.state, slots_of(args.spans) * kConvRows * args.channels);
     device_->causal_conv(a);
     call.finish();
   }

@@ -137,7 +137,8 @@ TEST(MemoryPlanOf27B, TwoRanksFitTenGigabytes) {
   EXPECT_EQ(plan.kv_cache, 16 * 2 * 2 * 256 * 2 * int64_t{8192});
   // 48 layers of 24 heads * 128 * 128, plus 16 pending rows of 8 * 128 keys, 24 * 128 deltas and 24 decays, all fp32
   EXPECT_EQ(plan.delta_state, 48 * int64_t{4} * (24 * 128 * 128 + 16 * (8 * 128 + 24 * 128 + 24)));
-  EXPECT_EQ(plan.conv_state, 48 * 4 * 3 * int64_t{5120});
+  // Four inputs of 2 * 8 * 128 + 24 * 128 channels.
+  EXPECT_EQ(plan.conv_state, 48 * 4 * 4 * int64_t{5120});
   EXPECT_LE(plan.total(), 10'000'000'000);
   EXPECT_GT(plan.largest_context, 8192);
 }
