@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "kernels/check.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/plugin.h"
 #include "kernels/polar.h"
@@ -29,6 +30,13 @@ int64_t Matrix::data_bytes() const {
 int64_t Matrix::scale_bytes() const {
   const bool scaled = format == WeightFormat::polar || format == WeightFormat::int4;
   return scaled ? rows * (cols / kBlock) * 2 : 0;
+}
+
+void Backend::gated_delta_layer(const GatedDeltaLayerArgs& args) {
+  check_gated_delta_layer(args);
+  causal_conv(args.conv);
+  gated_delta(args.delta);
+  gated_rms_norm(args.norm);
 }
 
 std::unique_ptr<Backend> make_backend(const std::string& device, const BackendOptions& options) {

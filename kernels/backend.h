@@ -263,6 +263,15 @@ struct GatedRmsNormArgs {
   Prepared prepared = {};
 };
 
+// causal_conv, gated_delta and gated_rms_norm in turn, with their bits: conv.y is delta.qkv, delta.y is norm.x, norm.y may be
+// norm.x; spans are the same and cover the rows from 0 without a gap. What conv.y holds afterwards, and delta.y unless it is
+// norm.y, is left open.
+struct GatedDeltaLayerArgs {
+  CausalConvArgs conv;
+  GatedDeltaArgs delta;
+  GatedRmsNormArgs norm;
+};
+
 enum class KvType : int { f32, f16, q8 };
 
 // A row of the cache is one head at one position. q8: head_dim int8, then the scales of their groups of kKvGroup, fp16: largest
@@ -424,6 +433,7 @@ class Backend {
   virtual void causal_conv(const CausalConvArgs& args) = 0;
   virtual void gated_delta(const GatedDeltaArgs& args) = 0;
   virtual void gated_rms_norm(const GatedRmsNormArgs& args) = 0;
+  virtual void gated_delta_layer(const GatedDeltaLayerArgs& args);
   virtual void attention_input(const AttentionInputArgs& args) = 0;
   virtual void attention(const AttentionArgs& args) = 0;
 

@@ -119,6 +119,21 @@ void check_gated_delta(const GatedDeltaArgs& args) {
          fmt::format("gated_delta: key_dim {} and value_dim {} must be multiples of 16", args.key_dim, args.value_dim));
 }
 
+void check_gated_delta_layer(const GatedDeltaLayerArgs& args) {
+  const GatedDeltaArgs& delta = args.delta;
+  check_gated_delta(delta);
+  check_gated_norm(args.norm);
+  int64_t tokens = 0;
+  for (int64_t i = 0; i < delta.spans.count; ++i) tokens += delta.spans.data[i].tokens;
+  const int64_t channels = 2 * delta.key_heads * delta.key_dim + delta.value_heads * delta.value_dim;
+  demand(args.conv.channels == channels && args.norm.dim == delta.value_dim && args.norm.rows == tokens * delta.value_heads,
+         fmt::format("gated_delta_layer: {} channels and {} rows of {} around {} tokens of {} and {}", args.conv.channels,
+                     args.norm.rows, args.norm.dim, tokens, channels, delta.value_heads * delta.value_dim));
+  demand(args.conv.y == delta.qkv && delta.y == args.norm.x && args.conv.spans.data == delta.spans.data &&
+             args.conv.spans.count == delta.spans.count,
+         "gated_delta_layer: operations that do not follow each other");
+}
+
 void check_attention_input(const AttentionInputArgs& args) {
   check_spans("attention_input", args.spans, args.cache.context);
   check_head_dim("attention_input", args.cache);

@@ -20,6 +20,7 @@ void check_gated_norm(const GatedRmsNormArgs& args);
 void check_linear(const LinearArgs& args);
 void check_swiglu(const SwigluArgs& args);
 void check_gated_delta(const GatedDeltaArgs& args);
+void check_gated_delta_layer(const GatedDeltaLayerArgs& args);
 void check_attention_input(const AttentionInputArgs& args);
 void check_attention(const AttentionArgs& args);
 void check_coded_shape(const char* op, int64_t rows, int64_t cols);

@@ -391,6 +391,13 @@ void CudaBackend::gated_delta(const GatedDeltaArgs& args) {
   });
 }
 
+void CudaBackend::gated_delta_layer(const GatedDeltaLayerArgs& args) {
+  const Spans& spans = args.delta.spans;
+  if (!one_token_each(spans) || !delta_step_fits(args.delta)) return Backend::gated_delta_layer(args);
+  check_gated_delta_layer(args);
+  launch_gated_delta_step(args, stage(spans.data, spans.count), stream_);
+}
+
 void CudaBackend::attention_input(const AttentionInputArgs& args) {
   check_attention_input(args);
   const int64_t tokens = tokens_of(args.spans);

@@ -49,6 +49,7 @@ class CudaBackend : public Backend, public PinnedMemory, public DeviceMeasure {
   void causal_conv(const CausalConvArgs& args) override;
   void gated_delta(const GatedDeltaArgs& args) override;
   void gated_rms_norm(const GatedRmsNormArgs& args) override;
+  void gated_delta_layer(const GatedDeltaLayerArgs& args) override;
   void attention_input(const AttentionInputArgs& args) override;
   void attention(const AttentionArgs& args) override;
   // Both wait for the device: whether a weight cannot be coded is known when they return.

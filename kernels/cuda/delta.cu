@@ -4,6 +4,7 @@
 // first token to the last.
 #include <cmath>
 
+#include "kernels/cuda/delta_rule.h"
 #include "kernels/cuda/delta_tensor.h"
 #include "kernels/cuda/launch.h"
 
@@ -40,18 +41,8 @@ __global__ void causal_conv_kernel(CausalConvArgs a, const Span* spans) {
   }
 }
 
-// y = x / sqrt(sum x^2 + 1e-6) * scale by half a warp.
-__device__ void l2_normalise(float* y, const float* x, int64_t dim, float scale) {
-  const float root = __fsqrt_rn(dot_lanes(x, x, dim) + 1e-6f);
-  for (int64_t i = threadIdx.x % 16; i < dim; i += 16) y[i] = __fdiv_rn(x[i], root) * scale;
-}
-
-// In double, as on the host: the fp32 result then does not depend on the
-// library.
-__device__ float softplus(float x) { return x > 20.0f ? x : static_cast<float>(log1p(exp(static_cast<double>(x)))); }
-
-__device__ float log_decay(const GatedDeltaArgs& a, int64_t row, int64_t head) {
-  return -exp_as_host(a.a_log[head]) * softplus(a.a[row * a.value_heads + head] + a.dt_bias[head]);
+__device__ float row_log_decay(const GatedDeltaArgs& a, int64_t row, int64_t head) {
+  return log_decay(a.a_log[head], a.a[row * a.value_heads + head] + a.dt_bias[head]);
 }
 
 // Shared memory of a block: one description for the kernel and for its launch.
@@ -88,8 +79,6 @@ size_t area_bytes(int64_t key_dim) {
   return sizeof(float) * static_cast<size_t>(key_dim * kStateStride + 2 * kChunk * (key_dim + 4) + 4 * kChunk * kColumns +
                                              2 * kChunk * kChunk + 2 * kChunk);
 }
-
-__device__ float4 four(const float* x) { return *reinterpret_cast<const float4*>(x); }
 
 // x . k and y . k of rows of key_dim elements by four neighbouring threads: of
 // the sixteen sums, each has four.
@@ -344,7 +333,7 @@ __global__ void __launch_bounds__(kThreads, 3) gated_delta_kernel(GatedDeltaArgs
     }
     if (static_cast<int>(threadIdx.x) < count) {
       const int64_t row = span.row + first + threadIdx.x;
-      s.decay[begin + threadIdx.x] = log_decay(a, row, head);
+      s.decay[begin + threadIdx.x] = row_log_decay(a, row, head);
       s.beta[threadIdx.x] = 1.0f / (1.0f + exp_as_host(-a.b[row * a.value_heads + head]));
     }
     __syncthreads();
@@ -439,7 +428,7 @@ __global__ void store_pending_kernel(GatedDeltaArgs a, const Span* spans) {
       const int64_t from = max(chunk, span.position);
       float decay = from > chunk ? decays[(from - chunk - 1) * a.value_heads + head] : 0.0f;
       for (int64_t position = from; position <= last; ++position) {
-        decay += log_decay(a, span.row + position - span.position, head);
+        decay += row_log_decay(a, span.row + position - span.position, head);
         decays[(position - chunk) * a.value_heads + head] = decay;
       }
     }

@@ -46,6 +46,9 @@ inline int64_t position_bucket(const Spans& spans) {
 void launch_causal_conv(const CausalConvArgs& args, const Span* device_spans, cudaStream_t stream);
 // tensor: spans of many tokens on tensor cores, to other bits than the contract's.
 void launch_gated_delta(const GatedDeltaArgs& args, const Span* device_spans, bool tensor, cudaStream_t stream);
+// Whether heads are small enough for launch_gated_delta_step, whose spans have one token each and no slot twice.
+bool delta_step_fits(const GatedDeltaArgs& args);
+void launch_gated_delta_step(const GatedDeltaLayerArgs& args, const Span* device_spans, cudaStream_t stream);
 void launch_attention_input(const AttentionInputArgs& args, const Span* device_spans, int64_t tokens, cudaStream_t stream);
 // Tokens of one position each, none of them beyond `positions`, on which alone the grid depends; their coded form too, where it is
 // wanted and heads are whole blocks. scratch: attention_row_floats(...)

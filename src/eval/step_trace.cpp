@@ -94,6 +94,10 @@ class TracedBackend : public Backend, public PinnedMemory {
     backend_.gated_rms_norm(args);
     trace_.ended(StepKind::norms);
   }
+  void gated_delta_layer(const GatedDeltaLayerArgs& args) override {
+    backend_.gated_delta_layer(args);
+    trace_.ended(StepKind::delta_rule);
+  }
   void attention_input(const AttentionInputArgs& args) override {
     backend_.attention_input(args);
     trace_.ended(StepKind::attention);

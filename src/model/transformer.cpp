@@ -236,29 +236,29 @@ struct Transformer::Impl {
                                       {.y = b, .x = x, .w = w.in_proj_b},
                                       {.y = a, .x = x, .w = w.in_proj_a}};
     backend.linear_group(projections);
-    backend.causal_conv(
-        {.y = convolved, .x = qkv, .weight = w.conv, .state = state.conv, .channels = shape.conv_channels, .spans = spans});
-    backend.gated_delta({.y = y,
-                         .qkv = convolved,
-                         .a = a,
-                         .b = b,
-                         .a_log = w.a_log,
-                         .dt_bias = w.dt_bias,
-                         .state = state.delta,
-                         .key_heads = shape.key_heads,
-                         .value_heads = shape.value_heads,
-                         .key_dim = config.key_dim,
-                         .value_dim = config.value_dim,
-                         .spans = spans});
     const Prepared area = prepared_at(inner_area, tokens, shape.value_width, is_polar(w.out_proj));
-    backend.gated_rms_norm({.y = y,
-                            .x = y,
-                            .gate = z,
-                            .weight = w.norm,
-                            .rows = tokens * shape.value_heads,
-                            .dim = config.value_dim,
-                            .eps = config.rms_norm_eps,
-                            .prepared = area});
+    backend.gated_delta_layer(
+        {.conv = {.y = convolved, .x = qkv, .weight = w.conv, .state = state.conv, .channels = shape.conv_channels, .spans = spans},
+         .delta = {.y = y,
+                   .qkv = convolved,
+                   .a = a,
+                   .b = b,
+                   .a_log = w.a_log,
+                   .dt_bias = w.dt_bias,
+                   .state = state.delta,
+                   .key_heads = shape.key_heads,
+                   .value_heads = shape.value_heads,
+                   .key_dim = config.key_dim,
+                   .value_dim = config.value_dim,
+                   .spans = spans},
+         .norm = {.y = y,
+                  .x = y,
+                  .gate = z,
+                  .weight = w.norm,
+                  .rows = tokens * shape.value_heads,
+                  .dim = config.value_dim,
+                  .eps = config.rms_norm_eps,
+                  .prepared = area}});
     linear(partial, activation(y, tokens, shape.value_width, area), w.out_proj);
   }
 

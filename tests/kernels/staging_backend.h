@@ -121,10 +121,7 @@ class StagingBackend : public Backend {
     a.b = call.in(args.b, rows * args.value_heads);
     a.a_log = call.in(args.a_log, args.value_heads);
     a.dt_bias = call.in(args.dt_bias, args.value_heads);
-    a.state.s = call.both(args.state.s, slots * args.key_dim * values);
-    a.state.k = call.both(args.state.k, slots * kDeltaChunk * keys);
-    a.state.delta = call.both(args.state.delta, slots * kDeltaChunk * values);
-    a.state.decay = call.both(args.state.decay, slots * kDeltaChunk * args.value_heads);
+    a.state = call.delta_state(args, slots);
     device_->gated_delta(a);
     call.finish();
   }
@@ -139,6 +136,30 @@ class StagingBackend : public Backend {
     a.weight = call.in(args.weight, args.dim);
     a.prepared = call.prepared(args.prepared, count);
     device_->gated_rms_norm(a);
+    call.finish();
+  }
+  void gated_delta_layer(const GatedDeltaLayerArgs& args) override {
+    Call call(*device_);
+    const GatedDeltaArgs& d = args.delta;
+    const int64_t rows = rows_of(d.spans), slots = slots_of(d.spans), values = d.value_heads * d.value_dim;
+    GatedDeltaLayerArgs a = args;
+    a.conv.y = call.both(args.conv.y, rows * args.conv.channels);
+    a.conv.x = call.in(args.conv.x, rows * args.conv.channels);
+    a.conv.weight = call.in(args.conv.weight, 4 * args.conv.channels);
+    a.conv.state = call.both(args.conv.state, slots * kConvRows * args.conv.channels);
+    a.delta.y = call.both(d.y, rows * values);
+    a.delta.qkv = d.qkv == args.conv.y ? a.conv.y : d.qkv;
+    a.delta.a = call.in(d.a, rows * d.value_heads);
+    a.delta.b = call.in(d.b, rows * d.value_heads);
+    a.delta.a_log = call.in(d.a_log, d.value_heads);
+    a.delta.dt_bias = call.in(d.dt_bias, d.value_heads);
+    a.delta.state = call.delta_state(d, slots);
+    a.norm.x = args.norm.x == d.y ? a.delta.y : args.norm.x;
+    a.norm.y = args.norm.y == args.norm.x ? a.delta.y : call.both(args.norm.y, rows * values);
+    a.norm.gate = call.in(args.norm.gate, rows * values);
+    a.norm.weight = call.in(args.norm.weight, args.norm.dim);
+    a.norm.prepared = call.prepared(args.norm.prepared, rows * values);
+    device_->gated_delta_layer(a);
     call.finish();
   }
   void attention_input(const AttentionInputArgs& args) override {
@@ -261,6 +282,13 @@ class StagingBackend : public Backend {
       a.k = both(static_cast<uint8_t*>(c.k), bytes);
       a.v = both(static_cast<uint8_t*>(c.v), bytes);
       return a;
+    }
+    DeltaState delta_state(const GatedDeltaArgs& args, int64_t slots) {
+      const int64_t keys = args.key_heads * args.key_dim, values = args.value_heads * args.value_dim;
+      return {.s = both(args.state.s, slots * args.key_dim * values),
+              .k = both(args.state.k, slots * kDeltaChunk * keys),
+              .delta = both(args.state.delta, slots * kDeltaChunk * values),
+              .decay = both(args.state.decay, slots * kDeltaChunk * args.value_heads)};
     }
     void finish() {
       for (const Result& result : results_) device_.download(result.host, result.device, result.bytes);
