@@ -128,30 +128,39 @@ __global__ void __launch_bounds__(kThreads, kWhole ? 2 : 1)
     }
     if (has_column) value = convolve(a.conv, span, channel, taps, true);
   } else {
+    // All loads before the first use of one.
     Taps taps[2][2];
+    float weight[2], gate[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int i = half * kHelpers + helper;
-      if (i >= key_dim) continue;
-      taps[half][0] = load_taps(a.conv, span, key_head * key_dim + i);
-      taps[half][1] = load_taps(a.conv, span, key_size + key_head * key_dim + i);
+      if (i < key_dim) {
+        taps[half][0] = load_taps(a.conv, span, key_head * key_dim + i);
+        taps[half][1] = load_taps(a.conv, span, key_size + key_head * key_dim + i);
+      }
+      if (i < value_dim) {
+        weight[half] = a.norm.weight[i];
+        gate[half] = a.norm.gate[out_row * value_dim + i];
+      }
     }
+    const float a_log = d.a_log[head], decay_input = d.a[out_row] + d.dt_bias[head], beta_input = d.b[out_row];
+    const float earlier = helper < row ? decays[helper * d.value_heads] : 0.0f;
     for (int i = 4 * helper; i < row * key_dim; i += 4 * kHelpers)
       copy_async(s.keys[i / key_dim] + i % key_dim, keys + i / key_dim * key_size + i % key_dim);
     for (int i = 4 * helper; i < row * value_dim; i += 4 * kHelpers)
       copy_async(s.deltas[i / value_dim] + i % value_dim, deltas + i / value_dim * value_size + i % value_dim);
-    if (helper < row) s.decay[helper] = decays[helper * d.value_heads];
-    for (int i = helper; i < value_dim; i += kHelpers) {
-      s.weight[i] = a.norm.weight[i];
-      s.gate[i] = silu(a.norm.gate[out_row * value_dim + i]);
-    }
+    if (helper < row) s.decay[helper] = earlier;
     if (helper >= 32) {
-      step_decay = log_decay(d.a_log[head], d.a[out_row] + d.dt_bias[head]);
-      beta = 1.0f / (1.0f + exp_as_host(-d.b[out_row]));
+      step_decay = log_decay(a_log, decay_input);
+      beta = 1.0f / (1.0f + exp_as_host(-beta_input));
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int i = half * kHelpers + helper;
+      if (i < value_dim) {
+        s.weight[i] = weight[half];
+        s.gate[i] = silu(gate[half]);
+      }
       if (i >= key_dim) continue;
       s.query[i] = convolve(a.conv, span, key_head * key_dim + i, taps[half][0], owner);
       s.keys[row][i] = convolve(a.conv, span, key_size + key_head * key_dim + i, taps[half][1], owner);

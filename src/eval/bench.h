@@ -117,9 +117,9 @@ BenchRow bench_prefill(Transformer& model, Communicator& comm, RoofMeter* meter,
 std::vector<BenchRow> bench_kernels(const Weights& weights, Backend& backend, Communicator& comm, RoofMeter* meter,
                                     ActivationMode mode, int64_t batch, int64_t working_set_bytes, int64_t repetitions);
 
-// The operations of a step that are no products, on the slice of this rank: norm, convolution, gated delta rule, attention, each
-// with one token at the given depths and with `batch`. States and caches of as many sequences as `working_set_bytes` hold take
-// turns.
+// The operations of a step that are no products, on the slice of this rank: norm, convolution, gated delta rule, its norm, these
+// three in one operation, attention, each with one token at the given depths and with `batch`. States and caches of as many
+// sequences as `working_set_bytes` hold take turns.
 std::vector<BenchRow> bench_sequence(const ModelConfig& config, const RuntimeOptions& options, Backend& backend, Communicator& comm,
                                      RoofMeter* meter, const std::vector<int64_t>& depths, int64_t working_set_bytes,
                                      int64_t repetitions);

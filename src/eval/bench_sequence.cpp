@@ -28,15 +28,7 @@ class Sequences {
   }
 
   std::function<void(int64_t)> norm(int64_t tokens) {
-    Prepared prepared{.mode = options_.activations};
-    if (config_.hidden % kBlock == 0) {
-      if (options_.activations == ActivationMode::f32) {
-        prepared.rotated = codes_.as<float>();
-      } else {
-        prepared.scales = codes_.as<float>();
-        prepared.codes = codes_.as<int8_t>() + 4 * tokens * (config_.hidden / kBlock);
-      }
-    }
+    const Prepared prepared = coded_form(tokens, config_.hidden);
     return [this, tokens, prepared](int64_t) {
       backend_.rms_norm({.y = out_.as<float>(),
                          .x = in_.as<float>(),
@@ -102,6 +94,50 @@ class Sequences {
     };
   }
 
+  // Convolution, delta rule and its norm with rotation in one operation; positions as above.
+  std::function<void(int64_t)> layer(int64_t tokens) {
+    const LayerStateSize size = layer_state_size(config_, options_, config_.heads / shape_.heads);
+    const int64_t pending = size.delta_k + size.delta_delta + size.delta_decay;
+    slots_ = slots(4 * (size.delta_s + pending + size.conv));
+    state_ = backend_.allocate(4 * slots_ * size.delta_s);
+    pending_ = backend_.allocate(4 * slots_ * (pending + size.conv));
+    mixed_ = backend_.allocate(4 * options_.batch * shape_.value_width);
+    const Prepared prepared = coded_form(tokens, shape_.value_width);
+    return [this, size, pending, tokens, prepared](int64_t call) {
+      const Span span{.row = 0, .tokens = tokens, .position = kDeltaChunk + call % kDeltaChunk, .slot = call % slots_};
+      float* rows = pending_.as<float>();
+      backend_.gated_delta_layer({.conv = {.y = out_.as<float>(),
+                                           .x = in_.as<float>(),
+                                           .weight = weights_.as<float>(),
+                                           .state = rows + slots_ * pending,
+                                           .channels = shape_.conv_channels,
+                                           .spans = {&span, 1}},
+                                  .delta = {.y = mixed_.as<float>(),
+                                            .qkv = out_.as<float>(),
+                                            .a = gate_.as<float>(),
+                                            .b = gate_.as<float>(),
+                                            .a_log = weights_.as<float>(),
+                                            .dt_bias = weights_.as<float>(),
+                                            .state = {.s = state_.as<float>(),
+                                                      .k = rows,
+                                                      .delta = rows + slots_ * size.delta_k,
+                                                      .decay = rows + slots_ * (size.delta_k + size.delta_delta)},
+                                            .key_heads = shape_.key_heads,
+                                            .value_heads = shape_.value_heads,
+                                            .key_dim = config_.key_dim,
+                                            .value_dim = config_.value_dim,
+                                            .spans = {&span, 1}},
+                                  .norm = {.y = mixed_.as<float>(),
+                                           .x = mixed_.as<float>(),
+                                           .gate = gate_.as<float>(),
+                                           .weight = weights_.as<float>(),
+                                           .rows = tokens * shape_.value_heads,
+                                           .dim = config_.value_dim,
+                                           .eps = config_.rms_norm_eps,
+                                           .prepared = prepared}});
+    };
+  }
+
   // The last of `tokens` tokens sees `depth` positions.
   std::function<void(int64_t)> attention(int64_t tokens, int64_t depth) {
     const int64_t row_bytes = kv_row_bytes(options_.kv_type, config_.head_dim);
@@ -142,11 +178,29 @@ class Sequences {
     return state * chunks + state * tokens / kDeltaChunk + rows * (kDeltaChunk / 2) +
            4 * tokens * (shape_.conv_channels + shape_.value_width);
   }
+  // Nothing that passes between the operations.
+  int64_t layer_bytes(int64_t tokens) const {
+    const int64_t conv = 4 * shape_.conv_channels * (kConvHistory + std::min(tokens, kConvRows) + 4);
+    return conv + delta_bytes(tokens) + tokens * shape_.value_width * (options_.activations == ActivationMode::f32 ? 8 : 5);
+  }
   int64_t attention_bytes(int64_t tokens, int64_t depth) const {
     return 2 * shape_.kv_heads * depth * kv_row_bytes(options_.kv_type, config_.head_dim) + 16 * tokens * shape_.attention_width;
   }
 
  private:
+  // Where rows are whole blocks.
+  Prepared coded_form(int64_t tokens, int64_t dim) const {
+    Prepared prepared{.mode = options_.activations};
+    if (dim % kBlock != 0) return prepared;
+    if (options_.activations == ActivationMode::f32) {
+      prepared.rotated = codes_.as<float>();
+    } else {
+      prepared.scales = codes_.as<float>();
+      prepared.codes = codes_.as<int8_t>() + 4 * tokens * (dim / kBlock);
+    }
+    return prepared;
+  }
+
   int64_t slots(int64_t bytes_each) const {
     return std::clamp<int64_t>(working_set_ / std::max<int64_t>(1, bytes_each), 1, kMostSlots);
   }
@@ -169,7 +223,7 @@ class Sequences {
   LocalShape shape_;
   int64_t working_set_;
   int64_t slots_ = 1;
-  Buffer in_, gate_, out_, codes_, weights_, state_, pending_;
+  Buffer in_, gate_, out_, codes_, weights_, state_, pending_, mixed_;
 };
 
 }  // namespace
@@ -201,6 +255,7 @@ std::vector<BenchRow> bench_sequence(const ModelConfig& config, const RuntimeOpt
     measure("causal_conv", tokens, sequences.conv_bytes(tokens), sequences.conv(tokens));
     measure("gated_delta", tokens, sequences.delta_bytes(tokens), sequences.delta(tokens));
     measure("gated_rms_norm", tokens, sequences.gated_norm_bytes(tokens), sequences.gated_norm(tokens));
+    measure("gated_delta_layer", tokens, sequences.layer_bytes(tokens), sequences.layer(tokens));
     for (const int64_t depth : depths) {
       const int64_t seen = std::max(depth, tokens);
       measure(fmt::format("attention over {} positions", seen), tokens, sequences.attention_bytes(tokens, seen),

@@ -60,9 +60,9 @@ INSTANTIATE_TEST_SUITE_P(All, Bench,
                                          // 8 different products and all of them in order, at 5 numbers of tokens. Products: qkv, z,
                                          // a and b, the two output projections, q, k and v and the head, gate and up, down; at two
                                          // ranks the slices of z have the shape of the output projections', but not their units.
-                                         // Behind them norm, convolution, delta rule, its norm and attention, of one token and of
-                                         // the batch.
-                                         Measurement{"kernels", {"-r", "1", "-d", "64"}, 55, 1, true, true, false},
+                                         // Behind them norm, convolution, delta rule, its norm, these three at once and attention,
+                                         // of one token and of the batch.
+                                         Measurement{"kernels", {"-r", "1", "-d", "64"}, 57, 1, true, true, false},
                                          // 1024, 2048 and 3584 inputs, with and without scale search.
                                          Measurement{"quantize", {"-r", "1"}, 6, 1, false, false, false},
                                          Measurement{"comm", {"-r", "2"}, 3, 2, false, false, false}),

@@ -199,12 +199,12 @@ TEST(DeviceBench, MeasuresEverythingOnTheEmulatedDevice) {
     EXPECT_GT(run.prefill.dot_fraction(), 0);
     EXPECT_GT(run.kernels.size(), 20u);
     expect_times(run.kernels, run.kernels.size(), 2, true);
-    // Norm, convolution, delta rule, its norm and attention, each of one token and of the batch.
-    expect_times(run.sequence, 10, 2, true);
-    EXPECT_THAT(run.sequence[4].name, HasSubstr("attention over 24 positions, 1 token"));
-    EXPECT_THAT(run.sequence[7].name, HasSubstr("gated_delta, 20 tokens"));
+    // Norm, convolution, delta rule, its norm, these three at once and attention, each of one token and of the batch.
+    expect_times(run.sequence, 12, 2, true);
+    EXPECT_THAT(run.sequence[5].name, HasSubstr("attention over 24 positions, 1 token"));
+    EXPECT_THAT(run.sequence[8].name, HasSubstr("gated_delta, 20 tokens"));
     // 2 kv heads over the ranks, keys and values of 24 positions in halves; and queries, gates and outputs.
-    EXPECT_EQ(run.sequence[4].bytes, 2 * 2 * 24 * 256 + 16 * 256);
+    EXPECT_EQ(run.sequence[5].bytes, 2 * 2 * 24 * 256 + 16 * 256);
     if (ranks == 1) {
       EXPECT_TRUE(run.sums.empty());
       EXPECT_EQ(run.remarks.size(), 1u);
