@@ -116,10 +116,10 @@ __global__ void __launch_bounds__(kThreads, kWhole ? 2 : 1)
   float value = 0.0f;
   float step_decay = 0.0f, beta = 0.0f;
   if (helper < 0) {
+    // All of the state is on its way before anything waits.
     const int64_t channel = 2 * key_size + head * value_dim + column;
     Taps taps{};
     if (has_column) taps = load_taps(a.conv, span, channel);
-      // All of the state is on its way before anything waits.
 #pragma unroll
     for (int first = 0; first < kWidest; first += 16) {
       const bool read = has_column && first < key_dim && span.position > 0;
