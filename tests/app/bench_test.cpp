@@ -123,7 +123,7 @@ TEST(BenchKernels, TheProductsOfAStepReadAllMatrices) {
   ASSERT_EQ(result.code, 0) << result.err;
   const json rows = json::parse(result.out)["rows"];
   // Attention at two depths.
-  ASSERT_EQ(rows.size(), 45u + 12u);
+  ASSERT_EQ(rows.size(), 45u + 14u);
   const int64_t polar = (kBody + kHead) / 64 * 41;
   const int64_t f32 = 3 * 2 * 16 * kHidden * 4;  // in_proj_a and in_proj_b of three layers
   const int64_t tokens[] = {1, 2, 4, 8, 256};
