@@ -37,7 +37,12 @@ RankRecord& own_record() { return *own.load(std::memory_order_relaxed); }
 
 RankNews own_news() {
   const RankRecord& record = own_record();
-  return {record.activity.load(std::memory_order_relaxed), record.beats, record.waits_for, record.finished, job_board().ended};
+  return {.stop_signal = job_board().stop_signal,
+          .activity = record.activity.load(std::memory_order_relaxed),
+          .beats = record.beats,
+          .waits_for = record.waits_for,
+          .finished = record.finished,
+          .ended = job_board().ended};
 }
 
 void use_job_board(void* memory, int ranks, int place) {

@@ -56,12 +56,15 @@ Activity unpack_activity(uint64_t word);
 inline Activity activity_of(const RankRecord& record) { return unpack_activity(record.activity.load(std::memory_order_relaxed)); }
 
 // How this rank stands, for ranks that do not see its board.
+inline constexpr uint32_t kNewsStart = 0x70716e31;
 struct RankNews {
-  uint64_t activity;  // an Activity, packed
+  uint32_t start = kNewsStart;
+  int32_t stop_signal;  // of its board, as `ended`
+  uint64_t activity;    // an Activity, packed
   uint32_t beats;
   int32_t waits_for;
   int32_t finished;
-  int32_t ended;  // of its board
+  int32_t ended;
 };
 RankNews own_news();
 

@@ -39,6 +39,12 @@ alignas(16) char handler_stack[64 << 10];
 std::atomic<int> links[kMostLinks];
 std::atomic<size_t> link_count{0};
 
+void tell_links() {
+  const RankNews news = own_news();
+  for (size_t i = 0; i < link_count; ++i)
+    [[maybe_unused]] const ssize_t sent = ::send(links[i], &news, sizeof news, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
 void write_line(std::string_view text) {
   // Nothing can be done about a failure.
   [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, text.data(), text.size());
@@ -106,7 +112,7 @@ void on_stop(int signal) {
     if (is_interrupt(signal) || deferred++ > 0 || !a_rank_has_died()) end_by(signal);
   } else {
     int32_t none = 0;
-    job_board().stop_signal.compare_exchange_strong(none, signal);
+    if (job_board().stop_signal.compare_exchange_strong(none, signal)) tell_links();
   }
   errno = saved_errno;
 }
@@ -156,9 +162,7 @@ bool say_last_words(std::string_view message) {
 void expect_end(int code) {
   int32_t open = 0;
   if (!job_board().ended.compare_exchange_strong(open, code + 1)) return;
-  const RankNews news = own_news();
-  for (size_t i = 0; i < link_count; ++i)
-    [[maybe_unused]] const ssize_t sent = ::send(links[i], &news, sizeof news, MSG_NOSIGNAL | MSG_DONTWAIT);
+  tell_links();
 }
 
 void set_links(const std::vector<int>& sockets) {

@@ -19,13 +19,20 @@ struct NodeLink {
   RankRecord record;  // as last heard; process is 0
   std::chrono::steady_clock::time_point heard = std::chrono::steady_clock::now();
   bool ended = false;  // the other process has closed it
+
+  // Messages under way.
+  RankNews in{};
+  size_t received = 0;  // bytes of `in`
+  RankNews out{};
+  size_t unsent = 0;  // last bytes of `out`
 };
 
 class NodeLinks {
  public:
   // Collective over MPI_COMM_WORLD, on the main thread; makes no connection when all ranks share the board of rank 0. TCP over
-  // IPv4, to whichever address of rank 0's machine answers, within seconds; the end of a connection proves itself by a number that
-  // rank 0 has sent through MPI. Ranks that cannot be reached are left out (missing()).
+  // IPv4, to whichever address of rank 0's machine answers, within seconds; both ends prove themselves by a number that rank 0 has
+  // sent through MPI. Ranks that cannot be reached are left out (missing()). PQ_NODES=unlinked in rank 0's environment: none is
+  // tried.
   explicit NodeLinks(bool shares_board_of_rank_0);
   // Tells the other ends how this rank stands, and closes.
   ~NodeLinks();
@@ -37,18 +44,19 @@ class NodeLinks {
   // Ranks apart without a connection; on rank 0.
   const std::vector<int>& missing() const { return missing_; }
 
-  // Whether this rank is the one to say that the other end of a link is gone: rank 0, or when it is gone itself the lowest of the
-  // others, where none of its neighbours can.
+  // Whether this rank is the one to say that the other end of a link is gone or silent: rank 0, or when it is rank 0 itself the
+  // lowest of the others, where rank 0 has no neighbours to say it.
   bool speaks_first() const { return speaks_first_; }
 
   // For one thread. Own news to all; never waits.
   void send();
-  // What has come; also passes on that the job ends (expect_end).
+  // What has come; also notes on this rank's board that the job ends, or is to stop.
   void receive();
 
  private:
   void accept_all(int listener, uint64_t token, const std::vector<int>& apart, const std::vector<char>& hosts);
-  void connect_to(const void* addresses, int count, uint64_t token, const char* host);
+  void receive(NodeLink& link);
+  void publish() const;
 
   std::vector<std::unique_ptr<NodeLink>> links_;
   std::vector<int> missing_;

@@ -163,9 +163,8 @@ struct Session::Impl {
     check_mpi(MPI_Comm_rank(MPI_COMM_WORLD, &rank), "MPI_Comm_rank");
     check_mpi(MPI_Comm_size(MPI_COMM_WORLD, &ranks), "MPI_Comm_size");
     MPI_Comm node = MPI_COMM_NULL;
-    const char* nodes = std::getenv("PQ_NODES");
-    if (nodes != nullptr && std::strcmp(nodes, "each") == 0)
-      check_mpi(MPI_Comm_split(MPI_COMM_WORLD, rank, 0, &node), "MPI_Comm_split");
+    if (const int64_t together = environment_number("PQ_NODES", 0); together > 0)
+      check_mpi(MPI_Comm_split(MPI_COMM_WORLD, rank / static_cast<int>(together), 0, &node), "MPI_Comm_split");
     else
       check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
     check_mpi(MPI_Comm_rank(node, &local_rank), "MPI_Comm_rank");
@@ -227,8 +226,14 @@ Session::Session(std::string program, int* argc, char*** argv) : impl_(std::make
         " cannot connect to rank 0 by TCP: a rank of another node that stops while it loads will not be noticed; let the nodes "
         "connect to each other at any port");
   }
-  impl_->watchdog = std::make_unique<Watchdog>(impl_->options.watchdog_seconds, impl_->sees_all, std::move(impl_->links),
-                                               [owns_mpi = impl_->owns_mpi](int code) { end_job(code, owns_mpi); });
+  try {
+    impl_->watchdog = std::make_unique<Watchdog>(impl_->options.watchdog_seconds, impl_->sees_all, std::move(impl_->links),
+                                                 [owns_mpi = impl_->owns_mpi](int code) { end_job(code, owns_mpi); });
+  } catch (const Error& error) {
+    // Not by unwinding, which would wait for the other ranks to finalise.
+    say_last_words(error.what());
+    abort(error.exit_code());
+  }
   arm_fault(impl_->rank);
   enter_phase(Phase::start);
   // mpirun inside a SLURM step counts for itself; srun without MPI support starts copies that know nothing of each other.

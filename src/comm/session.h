@@ -25,7 +25,7 @@ class Session {
   // alone (no MPI call at all). Sets the log identity. Throws ErrorKind::usage when SLURM_STEP_NUM_TASKS > 1 but the MPI world has
   // one rank (N copies of rank 0). Installs the handlers of base/signals.h and starts the watchdog. PQ_COMM=mpi in the environment
   // keeps the ranks from sharing memory (same bits, slower);
-  // PQ_NODES=each makes every rank take itself for a node, for tests.
+  // PQ_NODES=N makes N ranks take each other for a node, for tests.
   Session(std::string program, int* argc, char*** argv);
   ~Session();
   Session(const Session&) = delete;

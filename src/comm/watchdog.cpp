@@ -29,13 +29,17 @@ using Clock = std::chrono::steady_clock;
 constexpr double kShortestTick = 0.02;
 constexpr double kLongestTick = 1;
 constexpr double kTicksALimit = 10;
+// At most, between news to other nodes.
+constexpr double kNewsPeriod = 0.25;
 // A rank that ends with a line of its own has said it before it is gone. News of another node may take three times as long, and
 // where another rank is to say it this one is ended by the launcher before its time has come.
 constexpr auto kGrace = std::chrono::milliseconds(100);
 constexpr int kRemoteGraces = 3;
 constexpr int kSilentGraces = 30;
-// Rank 0 sees more ranks than those of other nodes, and is to speak first.
+// Rank 0 sees more ranks than those of other nodes, and is to speak first; or another one, whose word has the launcher end the job
+// within this time.
 constexpr double kDeference = 0.5;
+constexpr double kLaunchersTime = 3;
 
 // The letter of /proc/PID/stat; '?' when unknown.
 char process_state(int process) {
@@ -122,6 +126,7 @@ void Watchdog::watch_peers() {
 #ifdef SYS_pidfd_open
     const int process = peer.record->process;
     if (process > 0 && process != getpid()) peer.pidfd = static_cast<int>(syscall(SYS_pidfd_open, process, 0));
+    peer.gone = process > 0 && process != getpid() && peer.pidfd < 0 && errno == ESRCH;
 #endif
     peers_.push_back(peer);
   }
@@ -137,18 +142,20 @@ void Watchdog::watch_peers() {
 
 // Seconds; below 0: until something happens.
 double Watchdog::tick() const {
-  const double limit = limit_seconds_;
-  const bool linked = links_ != nullptr && !links_->links().empty();
-  if (limit > 0) return std::clamp(limit / kTicksALimit, kShortestTick, kLongestTick);
-  return linked ? kLongestTick : -1;
+  const double limit = limit_seconds_, longest = linked() ? kNewsPeriod : kLongestTick;
+  if (limit > 0) return std::clamp(limit / kTicksALimit, kShortestTick, longest);
+  return linked() ? longest : -1;
 }
 
-double Watchdog::patience() const { return limit_seconds_ + (sees_all_ ? 0 : kDeference); }
-
 void Watchdog::run() {
+  for (Peer& peer : peers_) {
+    if (peer.gone) on_death(peer);
+  }
+  auto judged = Clock::now();
+  auto next = judged;
+  bool told = false;
   while (!stop_) {
-    const double wait = tick();
-    if (links_ != nullptr) links_->send();
+    const double period = tick();
     std::vector<pollfd> polls{{wake_, POLLIN, 0}};
     std::vector<Peer*> polled{nullptr};
     for (Peer& peer : peers_) {
@@ -157,43 +164,59 @@ void Watchdog::run() {
       polls.push_back({fd, POLLIN, 0});
       polled.push_back(&peer);
     }
-    const auto before = Clock::now();
-    if (poll(polls.data(), polls.size(), wait < 0 ? -1 : static_cast<int>(std::lround(wait * 1e3))) < 0 && errno != EINTR) return;
+    const double left = std::max(0.0, std::chrono::duration<double>(next - Clock::now()).count());
+    if (poll(polls.data(), polls.size(), period < 0 ? -1 : static_cast<int>(std::ceil(left * 1e3))) < 0 && errno != EINTR) return;
     if (polls[0].revents != 0) {
       uint64_t count = 0;
       [[maybe_unused]] const ssize_t got = read(wake_, &count, sizeof count);
+      next = judged = Clock::now();
       continue;
     }
-    if (links_ != nullptr) links_->receive();
+    if (linked()) links_->receive();
     for (size_t i = 1; i < polls.size(); ++i) {
       Peer& peer = *polled[i];
       if (polls[i].revents == 0 || (peer.link != nullptr && !peer.link->ended)) continue;
       on_death(peer);
       peer.gone = true;
     }
-    // A wait that took far longer than asked for: this process was itself stopped, or the machine asleep. Nobody is late then.
-    if (std::chrono::duration<double>(Clock::now() - before).count() > 3 * std::max(wait, 0.1)) {
-      for (Peer& peer : peers_) peer.changed = Clock::now();
-      continue;
+    // What one node has said of the end of the job goes to all at once.
+    const bool spoken = job_board().ended != 0 || job_board().stop_signal != 0;
+    if (linked() && spoken && !told) links_->send();
+    told = spoken;
+    const auto now = Clock::now();
+    if (period < 0 || now < next) continue;
+    next = now + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(period));
+    if (linked()) links_->send();
+    // Far longer since the last time than asked for: this process was itself stopped, or the machine asleep. Nobody is late then.
+    const bool slept = std::chrono::duration<double>(now - judged).count() > 3 * std::max(period, 0.1);
+    judged = now;
+    if (slept) {
+      for (Peer& peer : peers_) peer.changed = now;
+    } else if (limit_seconds_ > 0) {
+      look_for_stalls();
     }
-    if (limit_seconds_ > 0) look_for_stalls();
   }
 }
 
 void Watchdog::on_death(const Peer& peer) {
   const JobBoard& board = job_board();
   const RankRecord& record = *peer.record;
+  // Other nodes are to know it as well.
+  const auto leave = [&] {
+    if (linked()) links_->send();
+    _exit(board.ended - 1);
+  };
   // The rank itself may be about to end in order.
   if (record.finished != 0 || own_record().finished != 0) return;
   // Neighbours of a rank of another node say it first; the launcher ends ranks meanwhile.
   const int graces = peer.link == nullptr ? 1 : links_->speaks_first() ? kRemoteGraces : kSilentGraces;
   for (int waited = 0; waited < graces; ++waited) {
-    if (const int ended = board.ended; ended != 0) _exit(ended - 1);
+    if (board.ended != 0) leave();
     std::this_thread::sleep_for(kGrace);
     if (stop_) return;
-    if (links_ != nullptr) links_->receive();
+    if (linked()) links_->receive();
   }
-  if (const int ended = board.ended; peer.link != nullptr && ended != 0) _exit(ended - 1);
+  if (peer.link != nullptr && board.ended != 0) leave();
   const int code = static_cast<int>(ErrorKind::peer);
   LineBuffer line;
   line << "rank " << int64_t{record.rank} << " on " << (peer.link != nullptr ? peer.link->host.c_str() : host_name())
@@ -206,11 +229,13 @@ void Watchdog::on_death(const Peer& peer) {
 }
 
 // A rank is to blame when it has not changed for the limit and waits for nobody, or, on another node, is not heard from. When all
-// that owe progress wait for each other, any of them is.
+// that owe progress wait for each other, any of them is: for who sees all of them, or cannot hear of the others.
 void Watchdog::look_for_stalls() {
-  const double limit = patience();
   const auto now = Clock::now();
-  const auto late = [&](Clock::time_point since) { return std::chrono::duration<double>(now - since).count() >= limit; };
+  const double limit = limit_seconds_ + (sees_all_ ? 0.0 : tick() + kDeference);
+  const auto late = [&](Clock::time_point since, double more = 0.0) {
+    return std::chrono::duration<double>(now - since).count() >= limit + more;
+  };
   bool all_wait = true;
   const Peer* waiting = nullptr;
   for (Peer& peer : peers_) {
@@ -224,15 +249,18 @@ void Watchdog::look_for_stalls() {
     }
     const Activity activity = unpack_activity(word);
     if (peer.gone || record.finished != 0 || !activity.owes_progress()) continue;
-    const bool silent = peer.link != nullptr && late(std::max(peer.link->heard, peer.changed));
-    if (late(peer.changed) && (silent || record.waits_for == kWaitsForNobody)) report_stall(peer);
+    const bool silent =
+        peer.link != nullptr && late(std::max(peer.link->heard, peer.changed), links_->speaks_first() ? 0.0 : kLaunchersTime);
+    // What rank 0 waits for is its own to judge.
+    const bool to_blame = peer.link == nullptr || sees_all_ ? record.waits_for == kWaitsForNobody : false;
+    if (late(peer.changed) && (silent || to_blame)) report_stall(peer);
     if (!late(peer.changed)) all_wait = false;
     if (late(peer.changed) && (waiting == nullptr || &record == &own_record())) waiting = &peer;
   }
-  if (waiting == nullptr || !all_wait) return;
-  // Where not all ranks can be seen: loading takes the others as long as it takes.
+  if (waiting == nullptr || !all_wait || (linked() && !sees_all_)) return;
+  // Where nothing is heard of other nodes: loading and quantising take their ranks as long as it takes.
   const Phase phase = activity_of(*waiting->record).phase;
-  if (sees_all_ || (phase != Phase::start && phase != Phase::load)) report_stall(*waiting);
+  if (sees_all_ || (phase != Phase::start && phase != Phase::load && phase != Phase::quantise)) report_stall(*waiting);
 }
 
 void Watchdog::report_stall(const Peer& late) {

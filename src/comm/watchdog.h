@@ -32,7 +32,7 @@ class Watchdog {
   void watch_peers();
   void look_for_stalls();
   double tick() const;
-  double patience() const;
+  bool linked() const { return links_ != nullptr && !links_->links().empty(); }
   void on_death(const Peer& peer);
   void report_stall(const Peer& peer);
 

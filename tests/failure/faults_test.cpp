@@ -123,7 +123,12 @@ INSTANTIATE_TEST_SUITE_P(
 // Every rank takes itself for a node, so that the ranks hear of each other by their links alone.
 class ApartFault : public Fault {};
 
-TEST_P(ApartFault, OneLineOneCodeAndNobodyLeft) { expect_one_line({"env", "PQ_NODES=each"}); }
+TEST_P(ApartFault, OneLineOneCodeAndNobodyLeft) { expect_one_line({"env", "PQ_NODES=1"}); }
+
+// Two nodes of two ranks.
+class PairsFault : public Fault {};
+
+TEST_P(PairsFault, OneLineOneCodeAndNobodyLeft) { expect_one_line({"env", "PQ_NODES=2"}); }
 
 constexpr const char* kLastHeard = "ended without a word, last heard in ";
 constexpr const char* kSilent = "nothing is heard from its process, which is stopped or cut off$";
@@ -135,6 +140,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"run", 4, "kill:decode:rank=0:step=3", 137, "^pq-run.1.: rank 0 on .* ended without a word, last heard in "},
         Case{"quantize", 2, "kill:quantise:rank=1", 137, kLastHeard}, Case{"run", 2, "kill:finalize:rank=1", 137, kLastHeard},
         Case{"run", 2, "stop:load:rank=1:layer=3", 75, kSilent}, Case{"run", 2, "stop:load:rank=0:layer=3", 75, kSilent},
+        Case{"run", 4, "stop:decode:rank=0:step=3", 75, "^pq-run.1.: .*nothing is heard from its process"},
         Case{"run", 4, "stop:prefill:rank=3:layer=2", 75, kSilent}, Case{"run", 2, "stop:finalize:rank=1", 75, kSilent},
         Case{"run", 2, "hang:decode:rank=1:step=3:layer=4", 75,
              "^pq-run.0.: .*waits for rank 1, which is in decode, layer 4, step 3"},
@@ -143,6 +149,17 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"run", 4, "throw:decode:rank=1:step=2", 70, "^pq-run.1.: internal error: PQ_FAULT .* in decode, step 2 on"},
         Case{"run", 2, "exit:decode:rank=1:step=2", 70, "^pq-run.1.: exit was called in decode, step 2 on"},
         Case{"run", 2, "oom:load:rank=1", 69, "^pq-run.0.: rank 1: out of memory in loading the weights"}),
+    name_of);
+
+INSTANTIATE_TEST_SUITE_P(
+    Nodes, PairsFault,
+    testing::Values(
+        Case{"run", 4, "kill:decode:rank=0:step=3", 137, "^pq-run.1.: rank 0 on .* ended without a word in decode"},
+        Case{"run", 4, "kill:decode:rank=3:step=3", 137, "rank 3 on .* ended without a word in decode, step 3"},
+        Case{"run", 4, "stop:decode:rank=0:step=3", 75, "^pq-run.1.: .*rank 0, which is in decode, step 3 on .*stopped$"},
+        Case{"run", 4, "stop:load:rank=3:layer=3", 75, "rank 3, which is in (load, layer [0-9]|start) on "},
+        Case{"run", 4, "throw:decode:rank=3:step=2", 70, "^pq-run.3.: internal error: PQ_FAULT "},
+        Case{"run", 4, "hang:prefill:rank=1:layer=2", 75, "rank 1, which is in prefill, layer 2|^pq-run.1.: no progress"}),
     name_of);
 
 // What the ranks were told to call, they call; a fault that nobody reaches leaves a run as it is.
