@@ -73,7 +73,7 @@ check() {
   fi
 }
 dead='on HOST ended without a word, last heard in '
-silent='no progress for 1.5 s in .* on HOST; nothing is heard from its process'
+silent='no progress for 1.5 s .* on HOST; nothing is heard from its process'
 check kill:load:rank=1:layer=3 137 "pq-run.0.: rank 1 ${dead/HOST/$b}"
 check kill:decode:rank=1:step=3 137 "pq-run.0.: rank 1 ${dead/HOST/$b}"
 check kill:decode:rank=0:step=3 137 "pq-run.1.: rank 0 ${dead/HOST/$a}"

@@ -283,9 +283,9 @@ void Watchdog::report_stall(const Peer& late) {
   char seconds[32];
   std::snprintf(seconds, sizeof seconds, "%g s", limit_seconds_.load());
   LineBuffer line;
-  line << "no progress for " << seconds << " in ";
+  line << "no progress for " << seconds;
   if (&record == &mine) {
-    line << activity_of(record) << " on " << host_name();
+    line << " in " << activity_of(record) << " on " << host_name();
     const int waits_for = record.waits_for;
     if (waits_for == kWaitsForAny) line << "; waits for the other ranks";
     if (waits_for >= 0) line << "; waits for rank " << int64_t{waits_for};
@@ -293,7 +293,11 @@ void Watchdog::report_stall(const Peer& late) {
       if (waits_for >= 0 && other.record->rank == waits_for) line << ", which is in " << activity_of(*other.record) << state(other);
     }
   } else {
-    if (activity_of(mine).owes_progress() && mine.waits_for != kWaitsForNobody) line << activity_of(mine) << ": waits for ";
+    // This rank may have its own work, or none, and not wait for the other yet.
+    if (activity_of(mine).owes_progress() && mine.waits_for != kWaitsForNobody)
+      line << " in " << activity_of(mine) << ": waits for ";
+    else
+      line << " by ";
     line << "rank " << int64_t{record.rank} << ", which is in " << activity_of(record) << " on "
          << (peer.link != nullptr ? peer.link->host.c_str() : host_name()) << state(peer);
   }

@@ -94,7 +94,7 @@ INSTANTIATE_TEST_SUITE_P(
     Stalled, Fault,
     testing::Values(
         Case{"run", 2, "stop:load:rank=1:layer=3", 75,
-             "waits for rank 1, which is in load, layer 3 on .*; its process is stopped$"},
+             "(waits for|by) rank 1, which is in load, layer 3 on .*; its process is stopped$"},
         Case{"quantize", 2, "stop:quantise:rank=1", 75, "rank 1, which is in quantise.*; its process is stopped$"},
         Case{"run", 4, "stop:prefill:rank=1:layer=2", 75, "no progress for [0-9.]+ s in all_reduce of prefill.* waits for rank 1"},
         Case{"run", 2, "stop:decode:rank=0:step=3", 75, "^pq-run.1.: no progress .* rank 0, which is in decode, step 3 "},
