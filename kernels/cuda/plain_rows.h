@@ -26,32 +26,34 @@ __device__ inline void plain_rows(PlainArea& area, float* y, const float* x, con
   const int lane = threadIdx.x % 16, row = threadIdx.x / 16 % kPlainRows, token = threadIdx.x / (16 * kPlainRows);
   const int rows = static_cast<int>(min(static_cast<int64_t>(kPlainRows), m.rows - first_row));
   const int count = static_cast<int>(min(static_cast<int64_t>(kPlainTokens), tokens - first_token));
-  const int64_t cols = m.cols / m.units, line = unit * m.rows + first_row;
+  // Offsets from the first of the rows are 32 bits, which leaves a block of threads its registers.
+  const int cols = static_cast<int>(m.cols / m.units), stride = static_cast<int>(m.cols);
+  const int64_t first = (unit * m.rows + first_row) * cols;
   const float* input = x + first_token * m.cols + unit * cols;
   float sum = 0.0f;
-  for (int64_t begin = 0; begin < cols; begin += kPlainColumns) {
-    const int size = static_cast<int>(min(static_cast<int64_t>(kPlainColumns), cols - begin));
+  for (int begin = 0; begin < cols; begin += kPlainColumns) {
+    const int size = min(kPlainColumns, cols - begin);
     // All of a thread's loads are on their way before it waits for one; rows that are not there repeat the last.
     const auto fill = [&](const auto& weight) {
 #pragma unroll 4
       for (int c = threadIdx.x; c < size; c += kPlainThreads) {
 #pragma unroll
-        for (int r = 0; r < kPlainRows; ++r) area.weights[r][c] = weight((line + min(r, rows - 1)) * cols + begin + c);
+        for (int r = 0; r < kPlainRows; ++r) area.weights[r][c] = weight(min(r, rows - 1) * cols + begin + c);
       }
     };
     __syncthreads();
     if (m.format == WeightFormat::f32) {
-      const auto* data = static_cast<const float*>(m.data);
-      fill([&](int64_t i) { return data[i]; });
+      const auto* data = static_cast<const float*>(m.data) + first;
+      fill([&](int i) { return data[i]; });
     } else if (m.format == WeightFormat::bf16) {
-      const auto* data = static_cast<const uint16_t*>(m.data);
-      fill([&](int64_t i) { return bf16_value(data[i]); });
+      const auto* data = static_cast<const uint16_t*>(m.data) + first;
+      fill([&](int i) { return bf16_value(data[i]); });
     } else {
-      fill([&](int64_t i) { return int4_weight(m, i); });
+      fill([&](int i) { return int4_weight(m, first + i); });
     }
     for (int t = 0; t < count; ++t) {
 #pragma unroll 2
-      for (int c = threadIdx.x; c < size; c += kPlainThreads) area.inputs[t][c] = input[t * m.cols + begin + c];
+      for (int c = threadIdx.x; c < size; c += kPlainThreads) area.inputs[t][c] = input[t * stride + begin + c];
     }
     __syncthreads();
     if (token < count) {
