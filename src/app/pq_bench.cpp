@@ -40,6 +40,7 @@ struct BenchOptions {
   int64_t context = 0;  // 0: what the measurement needs
   int64_t repetitions = 5;
   int64_t working_set_mib = 1024;
+  int slices = 0;  // of the ranks that are started
   bool breakdown = false;
   bool json = false;
   bool csv = false;
@@ -59,6 +60,9 @@ std::optional<std::string> parse(int argc, char** argv, BenchOptions* o) {
       ->delimiter(',')
       ->check(CLI::Range(1, 262144));
   app->add_option("-n,--steps", o->steps, "decode steps")->type_name("N")->check(CLI::Range(1, 100000))->capture_default_str();
+  app->add_option("--slice-of", o->slices, "kernels, one rank: the slice that the first of N ranks would have")
+      ->type_name("N")
+      ->check(CLI::Range(1, 8));
   app->add_flag("--breakdown", o->breakdown, "decode: the time of a step by kind of operation");
   app->add_option("-d,--depth", o->depth, "tokens before the first decode step; kernels: that attention sees")
       ->type_name("N")
@@ -114,6 +118,8 @@ std::optional<std::string> parse(int argc, char** argv, BenchOptions* o) {
     throw Error(ErrorKind::usage, "quantize encodes random weights of a --geometry; leave out -m");
   if (o->model.backend.prefill != "codes" && o->what != "prefill" && o->what != "decode" && o->what != "kernels")
     throw Error(ErrorKind::usage, "--prefill is for prefill, decode and kernels; leave it out");
+  if (o->slices > 0 && (o->what != "kernels" || !o->model.model.empty()))
+    throw Error(ErrorKind::usage, "--slice-of is for kernels with random weights; leave it out");
   if (o->breakdown && o->what != "decode") throw Error(ErrorKind::usage, "--breakdown is for decode; leave it out");
   return std::nullopt;
 }
@@ -128,29 +134,29 @@ int64_t context_of(const BenchOptions& o) {
   return std::max(o.context, needed);
 }
 
+// Of which each rank measures one.
+int slices_of(const BenchOptions& o, const Session& session) { return o.slices > 0 ? o.slices : session.ranks(); }
+
 // As open_model, of random weights.
 Model synthetic_model(Session& session, const BenchOptions& o) {
   Model model;
   session.agree("making the model", [&] {
     model.config = named_geometry(o.geometry, o.layers, o.vocab);
     model.path = o.geometry;
-    if (o.what == "quantize") {
-      model.backend = make_encoder_backend(o.model.backend, session);
-    } else {
-      make_rank_backend(o.model, session, &model);
-    }
+    make_rank_backend(o.model, session, &model);
     const Encoding encoding = parse_encoding("--format", o.model.recipe.format);
     if (o.what == "quantize" && encoding.format != WeightFormat::polar && encoding.format != WeightFormat::int4)
       throw Error(ErrorKind::usage, o.model.recipe.format + " needs no encoder; choose pq2 to pq8, int4 or int4a");
     if (o.what == "comm" || o.what == "quantize") return;
-    check_rank_count(model.config, session.ranks());
+    check_rank_count(model.config, slices_of(o, session));
     model.runtime = runtime_options(o.model, model.config);
     model.source =
         std::make_unique<SyntheticSource>(encoding.format, encoding.bits, dynamic_cast<DeviceMeasure*>(model.backend.get()));
     model.runtime.place = place_of(model);
     model.runtime.cublas = o.model.backend.prefill == "cublas";
     model.runtime.nccl = o.model.backend.allreduce == "auto" || o.model.backend.allreduce == "nccl";
-    plan_within(o.model, session, &model);
+    // Of a slice of more ranks than these there is no plan.
+    if (o.slices == 0) plan_within(o.model, session, &model);
   });
   refuse_shared_devices(session, model.device, o.model.backend.share_device);
   open_sums(session, o.model.backend, &model);
@@ -173,8 +179,8 @@ std::vector<BenchRow> measure(const BenchOptions& o, Session& session, Model* mo
     std::vector<BenchRow> rows = bench_kernels(weights, *model->backend, comm, meter, model->runtime.activations,
                                                model->runtime.batch, o.working_set_mib << 20, o.repetitions);
     const std::vector<int64_t> depths = o.depth > 0 ? std::vector<int64_t>{o.depth} : std::vector<int64_t>{1024, 8192};
-    const std::vector<BenchRow> others =
-        bench_sequence(model->config, model->runtime, *model->backend, comm, meter, depths, o.working_set_mib << 20, o.repetitions);
+    const std::vector<BenchRow> others = bench_sequence(model->config, model->runtime, slices_of(o, session), *model->backend, comm,
+                                                        meter, depths, o.working_set_mib << 20, o.repetitions);
     rows.insert(rows.end(), others.begin(), others.end());
     return rows;
   }
@@ -198,7 +204,10 @@ int run(Session& session, int argc, char** argv) {
   std::optional<std::string> text;
   session.agree("the command line", [&] {
     text = parse(argc, argv, &o);
-    if (!text) o.model.context = context_of(o);
+    if (text) return;
+    o.model.context = context_of(o);
+    if (o.slices > 0 && session.ranks() > 1)
+      throw Error(ErrorKind::usage, fmt::format("--slice-of is for one rank, and {} are started; leave it out", session.ranks()));
   });
   if (text) {
     if (session.rank() == 0) std::fputs(text->c_str(), stdout);
@@ -222,7 +231,7 @@ int run(Session& session, int argc, char** argv) {
   const bool device = place_of(model) == Place::gpu;
   BenchReport report;
   const BackendOptions on =
-      o.model.backend.device == "cpu" ? rank_backend_options(o.model.backend, session.cpus()) : BackendOptions{};
+      !device && o.model.backend.device != "reference" ? rank_backend_options(o.model.backend, session.cpus()) : BackendOptions{};
   report.ranks = comm.size();
   report.threads = on.threads;
   const int64_t roof_bytes = o.working_set_mib << 19;
@@ -236,8 +245,9 @@ int run(Session& session, int argc, char** argv) {
   }
   if (steps) load_model(session, &model, traced_backend.get(), traced_comm.get());
   if (o.what == "kernels") {
-    session.agree("loading the weights",
-                  [&] { weights = load_weights(model.config, *model.backend, *model.source, comm.rank(), comm.size(), nullptr); });
+    session.agree("loading the weights", [&] {
+      weights = load_weights(model.config, *model.backend, *model.source, comm.rank(), slices_of(o, session), nullptr);
+    });
   }
 
   const int64_t loaded = peak_resident_bytes();
@@ -272,8 +282,10 @@ int run(Session& session, int argc, char** argv) {
       report.weight_bytes += model.source->info(spec).bytes;
     }
   }
-  const std::string title = fmt::format("pq-bench {}: {} ({} layers, vocabulary {}), {}, {} ranks, {}", o.what, model.path,
-                                        model.config.layers, model.config.vocab, weights_text, comm.size(), model.backend->name());
+  std::string ranks_text = fmt::format("{} ranks", comm.size());
+  if (o.slices > 0) ranks_text = fmt::format("rank 0 of {} alone", o.slices);
+  const std::string title = fmt::format("pq-bench {}: {} ({} layers, vocabulary {}), {}, {}, {}", o.what, model.path,
+                                        model.config.layers, model.config.vocab, weights_text, ranks_text, model.backend->name());
   const ReportFormat format = o.json ? ReportFormat::json : o.csv ? ReportFormat::csv : ReportFormat::markdown;
   std::fputs(format_report(report, title, format).c_str(), stdout);
   return 0;

@@ -112,23 +112,25 @@ BenchRow bench_prefill(Transformer& model, Communicator& comm, RoofMeter* meter,
                        TokenCost cost);
 
 // The products of a step with 1, 2, 4, 8 and `batch` tokens a pass. First every different product by itself (rows, columns, units
-// and format; of the slice of this rank), its matrices copied until they fill `working_set_bytes` so that they come from memory.
-// Then all products of a step in order.
+// and format; of the slice of this rank), then those that read one input and that a step takes in one call, matrices copied until
+// they fill `working_set_bytes` so that they come from memory. Then all products of a step in order, by the calls of a step. At
+// last rows of the embedding, for one token and for `batch`.
 std::vector<BenchRow> bench_kernels(const Weights& weights, Backend& backend, Communicator& comm, RoofMeter* meter,
                                     ActivationMode mode, int64_t batch, int64_t working_set_bytes, int64_t repetitions);
 
-// The operations of a step that are no products, on the slice of this rank: norm, convolution, gated delta rule, its norm, these
-// three in one operation, attention, each with one token at the given depths and with `batch`. States and caches of as many
-// sequences as `working_set_bytes` hold take turns.
-std::vector<BenchRow> bench_sequence(const ModelConfig& config, const RuntimeOptions& options, Backend& backend, Communicator& comm,
-                                     RoofMeter* meter, const std::vector<int64_t>& depths, int64_t working_set_bytes,
-                                     int64_t repetitions);
+// The operations of a step that are no products, on the slice of one rank of `slices`: norm, convolution, gated delta rule, its
+// norm, these three in one operation, the input of attention, attention, each with one token at the given depths and with `batch`.
+// States and caches of as many sequences as `working_set_bytes` hold take turns.
+std::vector<BenchRow> bench_sequence(const ModelConfig& config, const RuntimeOptions& options, int slices, Backend& backend,
+                                     Communicator& comm, RoofMeter* meter, const std::vector<int64_t>& depths,
+                                     int64_t working_set_bytes, int64_t repetitions);
 
 // A barrier, and all-reduce in host memory of one residual row and of a batch of 256 of them.
 std::vector<BenchRow> bench_comm(Communicator& comm, int64_t hidden, int64_t repetitions);
 
-// All-reduce in device memory of 1, 4, 16, 64 and 256 residual rows by each way that `requested` leaves open (comm/sum_choice.h).
-// Ways that are impossible here become remarks.
+// All-reduce in device memory of 1, 4, 16, 64 and 256 residual rows by each way that `requested` leaves open (comm/sum_choice.h),
+// and sums that are one launch with the norm and its coded form, of the rows of which a way has such a thing. Ways that are
+// impossible here become remarks.
 std::vector<BenchRow> bench_device_comm(Backend& backend, Communicator& comm, const std::string& requested, const MakeSum& make,
                                         int64_t hidden, int64_t repetitions, std::vector<std::string>* remarks);
 

@@ -86,7 +86,11 @@ std::vector<BenchRow> bench_device_comm(Backend& backend, Communicator& comm, co
     return rows;
   }
   constexpr int64_t kRows[] = {1, 4, 16, 64, 256};
-  const Buffer data = backend.allocate(4 * kRows[std::size(kRows) - 1] * hidden);
+  const int64_t most = kRows[std::size(kRows) - 1];
+  const Buffer data = backend.allocate(4 * most * hidden), stream = backend.allocate(4 * most * hidden);
+  const Buffer normed = backend.allocate(4 * most * hidden), weight = backend.allocate(4 * hidden);
+  const bool whole = hidden % kBlock == 0;
+  const Buffer codes = backend.allocate(most * hidden), scales = backend.allocate(4 * most * (hidden / kBlock + 1));
   for (const std::string method : kSumMethods) {
     if (requested != "auto" && requested != method) continue;
     std::unique_ptr<DeviceSum> sum;
@@ -111,6 +115,30 @@ std::vector<BenchRow> bench_device_comm(Backend& backend, Communicator& comm, co
       train(2);
       for (int64_t i = 0; i < repetitions; ++i)
         row.seconds.push_back(timed_on(device, comm, [&] { train(calls); }) / static_cast<double>(calls));
+      rows.push_back(row);
+    }
+    for (const int64_t count : kRows) {
+      RmsNormArgs args{.y = normed.as<float>(),
+                       .x = stream.as<float>(),
+                       .weight = weight.as<float>(),
+                       .rows = count,
+                       .dim = hidden,
+                       .eps = 1e-6f,
+                       .weight_offset = 1.0f,
+                       .added = data.as<float>(),
+                       .sum = stream.as<float>()};
+      if (whole) args.prepared = {.mode = ActivationMode::int8, .codes = codes.as<int8_t>(), .scales = scales.as<float>()};
+      if (!sum->try_sum_and_norm(args)) continue;
+      BenchRow row;
+      row.name = fmt::format("sum and norm of {} fp32 by {}", count * hidden, method);
+      const int64_t calls = calls_of(count);
+      for (int64_t i = 0; i < repetitions; ++i) {
+        row.seconds.push_back(timed_on(device, comm,
+                                       [&] {
+                                         for (int64_t call = 0; call < calls; ++call) sum->try_sum_and_norm(args);
+                                       }) /
+                              static_cast<double>(calls));
+      }
       rows.push_back(row);
     }
   }

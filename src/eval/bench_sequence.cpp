@@ -138,24 +138,42 @@ class Sequences {
     };
   }
 
+  // Into a cache of the batch's positions, one after the other.
+  std::function<void(int64_t)> attention_input(int64_t tokens) {
+    slots_ = slots(2 * kv_bytes(options_.batch));
+    state_ = backend_.allocate(slots_ * kv_bytes(options_.batch));
+    pending_ = backend_.allocate(slots_ * kv_bytes(options_.batch));
+    return [this, tokens](int64_t call) {
+      const int64_t context = options_.batch;
+      const Span span{.row = 0, .tokens = tokens, .position = call % (context - tokens + 1), .slot = call % slots_};
+      const auto* kv = gate_.as<float>();
+      backend_.attention_input({.q = out_.as<float>(),
+                                .q_gate = in_.as<float>(),
+                                .k = kv,
+                                .v = kv + tokens * shape_.kv_heads * config_.head_dim,
+                                .q_norm = weights_.as<float>(),
+                                .k_norm = weights_.as<float>(),
+                                .inv_freq = weights_.as<float>(),
+                                .heads = shape_.heads,
+                                .rotary_dim = config_.rotary_dim,
+                                .eps = config_.rms_norm_eps,
+                                .cache = cache(context),
+                                .spans = {&span, 1}});
+    };
+  }
+
   // The last of `tokens` tokens sees `depth` positions.
   std::function<void(int64_t)> attention(int64_t tokens, int64_t depth) {
-    const int64_t row_bytes = kv_row_bytes(options_.kv_type, config_.head_dim);
-    slots_ = slots(2 * shape_.kv_heads * depth * row_bytes);
-    state_ = backend_.allocate(slots_ * shape_.kv_heads * depth * row_bytes);
-    pending_ = backend_.allocate(slots_ * shape_.kv_heads * depth * row_bytes);
+    slots_ = slots(2 * kv_bytes(depth));
+    state_ = backend_.allocate(slots_ * kv_bytes(depth));
+    pending_ = backend_.allocate(slots_ * kv_bytes(depth));
     return [this, tokens, depth](int64_t call) {
       const Span span{.row = 0, .tokens = tokens, .position = depth - tokens, .slot = call % slots_};
       backend_.attention({.y = out_.as<float>(),
                           .q = in_.as<float>(),
                           .q_gate = gate_.as<float>(),
                           .heads = shape_.heads,
-                          .cache = {.type = options_.kv_type,
-                                    .k = state_.data(),
-                                    .v = pending_.data(),
-                                    .kv_heads = shape_.kv_heads,
-                                    .context = depth,
-                                    .head_dim = config_.head_dim},
+                          .cache = cache(depth),
                           .spans = {&span, 1}});
     };
   }
@@ -184,7 +202,11 @@ class Sequences {
     return conv + delta_bytes(tokens) + tokens * shape_.value_width * (options_.activations == ActivationMode::f32 ? 8 : 5);
   }
   int64_t attention_bytes(int64_t tokens, int64_t depth) const {
-    return 2 * shape_.kv_heads * depth * kv_row_bytes(options_.kv_type, config_.head_dim) + 16 * tokens * shape_.attention_width;
+    return 2 * kv_bytes(depth) + 16 * tokens * shape_.attention_width;
+  }
+  // Queries read and written, keys and values read and stored; gates stay where they are.
+  int64_t attention_input_bytes(int64_t tokens) const {
+    return tokens * (8 * shape_.attention_width + 8 * shape_.kv_heads * config_.head_dim) + 2 * kv_bytes(tokens);
   }
 
  private:
@@ -199,6 +221,19 @@ class Sequences {
       prepared.codes = codes_.as<int8_t>() + 4 * tokens * (dim / kBlock);
     }
     return prepared;
+  }
+
+  // Keys of so many positions, or values.
+  int64_t kv_bytes(int64_t positions) const {
+    return shape_.kv_heads * positions * kv_row_bytes(options_.kv_type, config_.head_dim);
+  }
+  KvCache cache(int64_t context) const {
+    return {.type = options_.kv_type,
+            .k = state_.data(),
+            .v = pending_.data(),
+            .kv_heads = shape_.kv_heads,
+            .context = context,
+            .head_dim = config_.head_dim};
   }
 
   int64_t slots(int64_t bytes_each) const {
@@ -228,11 +263,11 @@ class Sequences {
 
 }  // namespace
 
-std::vector<BenchRow> bench_sequence(const ModelConfig& config, const RuntimeOptions& options, Backend& backend, Communicator& comm,
-                                     RoofMeter* meter, const std::vector<int64_t>& depths, int64_t working_set_bytes,
-                                     int64_t repetitions) {
+std::vector<BenchRow> bench_sequence(const ModelConfig& config, const RuntimeOptions& options, int slices, Backend& backend,
+                                     Communicator& comm, RoofMeter* meter, const std::vector<int64_t>& depths,
+                                     int64_t working_set_bytes, int64_t repetitions) {
   DeviceMeasure* device = device_of(backend);
-  Sequences sequences(config, options, backend, comm.size(), working_set_bytes);
+  Sequences sequences(config, options, backend, slices, working_set_bytes);
   std::vector<BenchRow> rows;
   const auto measure = [&](const std::string& name, int64_t tokens, int64_t bytes, const std::function<void(int64_t)>& run) {
     BenchRow row;
@@ -256,6 +291,7 @@ std::vector<BenchRow> bench_sequence(const ModelConfig& config, const RuntimeOpt
     measure("gated_delta", tokens, sequences.delta_bytes(tokens), sequences.delta(tokens));
     measure("gated_rms_norm", tokens, sequences.gated_norm_bytes(tokens), sequences.gated_norm(tokens));
     measure("gated_delta_layer", tokens, sequences.layer_bytes(tokens), sequences.layer(tokens));
+    measure("attention_input", tokens, sequences.attention_input_bytes(tokens), sequences.attention_input(tokens));
     for (const int64_t depth : depths) {
       const int64_t seen = std::max(depth, tokens);
       measure(fmt::format("attention over {} positions", seen), tokens, sequences.attention_bytes(tokens, seen),

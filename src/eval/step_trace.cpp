@@ -127,6 +127,11 @@ class TracedCommunicator : public Communicator {
     trace_.ended(StepKind::sums);
   }
   bool sums_on_device() const override { return comm_.sums_on_device(); }
+  bool try_sum_and_norm(const RmsNormArgs& args) override {
+    const bool done = comm_.try_sum_and_norm(args);
+    if (done) trace_.ended(StepKind::sums);
+    return done;
+  }
   void all_gather(const void* data, int64_t bytes, void* out) override { comm_.all_gather(data, bytes, out); }
   void gather(const void* data, int64_t bytes, void* out) override {
     comm_.gather(data, bytes, out);

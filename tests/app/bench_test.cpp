@@ -60,9 +60,10 @@ INSTANTIATE_TEST_SUITE_P(All, Bench,
                                          // 8 different products and all of them in order, at 5 numbers of tokens. Products: qkv, z,
                                          // a and b, the two output projections, q, k and v and the head, gate and up, down; at two
                                          // ranks the slices of z have the shape of the output projections', but not their units.
-                                         // Behind them norm, convolution, delta rule, its norm, these three at once and attention,
-                                         // of one token and of the batch.
-                                         Measurement{"kernels", {"-r", "1", "-d", "64"}, 57, 1, true, true, false},
+                                         // With them those that read one input: qkv, z, b and a; q, k and v. Behind them the
+                                         // embedding, norm, convolution, delta rule, its norm, these three at once, attention's
+                                         // input and attention, of one token and of the batch.
+                                         Measurement{"kernels", {"-r", "1", "-d", "64"}, 71, 1, true, true, false},
                                          // 1024, 2048 and 3584 inputs, with and without scale search.
                                          Measurement{"quantize", {"-r", "1"}, 6, 1, false, false, false},
                                          Measurement{"comm", {"-r", "2"}, 3, 2, false, false, false}),
@@ -120,22 +121,36 @@ TEST_P(Bench, MeasuresAtOneAndTwoRanks) {
   }
 }
 
-// Rows 40 to 44 are the products of one step of 1, 2, 4, 8 and 256 tokens: what a decode step reads, but for vectors.
+// Rows 50 to 54 are the products of one step of 1, 2, 4, 8 and 256 tokens: what a decode step reads, but for vectors.
 TEST(BenchKernels, TheProductsOfAStepReadAllMatrices) {
   const auto result = bench(2, "kernels", small({"-r", "1", "--json"}));
   ASSERT_EQ(result.code, 0) << result.err;
   const json rows = json::parse(result.out)["rows"];
   // Attention at two depths.
-  ASSERT_EQ(rows.size(), 45u + 14u);
+  ASSERT_EQ(rows.size(), 55u + 2u + 16u);
   const int64_t polar = (kBody + kHead) / 64 * 41;
   const int64_t f32 = 3 * 2 * 16 * kHidden * 4;  // in_proj_a and in_proj_b of three layers
   const int64_t tokens[] = {1, 2, 4, 8, 256};
   for (size_t i = 0; i < 5; ++i) {
-    const json& row = rows[40 + i];
+    const json& row = rows[50 + i];
     EXPECT_THAT(row["name"].get<std::string>(), HasSubstr("all 28 products"));
     EXPECT_EQ(row["bytes"], polar + f32);
     EXPECT_EQ(row["macs"], (kBody + kHead + f32 / 4) * tokens[i]);
   }
+}
+
+// The products of rank 0 of two ranks, without the other one.
+TEST(BenchKernels, ASliceOfTwoRanksReadsHalf) {
+  const auto result = bench(0, "kernels", small({"-r", "1", "-d", "64", "--slice-of", "2", "--json"}));
+  ASSERT_EQ(result.code, 0) << result.err;
+  const json report = json::parse(result.out);
+  EXPECT_THAT(report["title"].get<std::string>(), HasSubstr("rank 0 of 2 alone"));
+  ASSERT_EQ(report["rows"].size(), 71u);
+  EXPECT_EQ(report["rows"][50]["bytes"], (kBody + kHead) / 64 * 41 / 2 + 3 * 2 * 8 * kHidden * 4);
+  const auto attention = bench(0, "kernels", small({"-r", "1", "-d", "64", "--json"}));
+  const json whole = json::parse(attention.out);
+  // Keys and values of one of two kv heads, half of the query heads.
+  EXPECT_EQ(whole["rows"].back()["bytes"], 2 * report["rows"].back()["bytes"].get<int64_t>());
 }
 
 TEST(BenchDecode, SeveralSequencesReadTheWeightsOnce) {
@@ -210,12 +225,28 @@ TEST(BenchUsage, Refusals) {
   EXPECT_THAT(refusal(bench(0, "decode", small({"-n", "0"})), 64), HasSubstr("--steps"));
   EXPECT_THAT(refusal(bench(0, "load", small({})), 64), HasSubstr("-m"));
   EXPECT_THAT(refusal(bench(0, "prefill", small({"--breakdown"})), 64), HasSubstr("--breakdown is for decode"));
+  EXPECT_THAT(refusal(bench(0, "decode", small({"--slice-of", "2"})), 64), HasSubstr("--slice-of is for kernels"));
+  EXPECT_THAT(refusal(bench(2, "kernels", small({"--slice-of", "2"})), 64), HasSubstr("--slice-of is for one rank"));
   EXPECT_THAT(refusal(bench(0, "comm", small({"--prefill", "cublas"})), 64), HasSubstr("--prefill is for prefill, decode and"));
   EXPECT_THAT(refusal(bench(2, "prefill", small({"--prefill", "cublas"})), 64), HasSubstr("--prefill cublas is for GPUs"));
   EXPECT_THAT(refusal(bench(0, "quantize", {"-m", test::demo_path()}), 64), HasSubstr("leave out -m"));
   EXPECT_THAT(refusal(bench(0, "quantize", small({"--format", "bf16"})), 64), HasSubstr("bf16"));
   EXPECT_THAT(refusal(bench(0, "decode", {"-m", test::demo_path(), "--layers", "2"}), 64), HasSubstr("--layers"));
   EXPECT_THAT(refusal(bench(0, "decode", {"-m", "/nowhere"}), 65), HasSubstr("/nowhere"));
+}
+
+// Where no GPU answers the encoder of a GPU cannot be measured, and that of the CPU is not taken for it; limits are measured with
+// the threads of the CPU backend. Where one answers, neither is so.
+TEST(BenchDevice, IsTheOneThatIsAskedFor) {
+  const auto encoder = bench(0, "quantize", small({"-r", "1", "--device", "cuda", "--json"}));
+  if (encoder.code == 0) {
+    EXPECT_THAT(json::parse(encoder.out)["title"].get<std::string>(), HasSubstr("cuda"));
+    return;
+  }
+  EXPECT_NE(refusal(encoder, 69), "");
+  const auto automatic = bench(0, "comm", small({"-r", "1", "-t", "2", "--device", "auto", "--json"}));
+  ASSERT_EQ(automatic.code, 0) << automatic.err;
+  EXPECT_EQ(json::parse(automatic.out)["threads"], 2);
 }
 
 TEST(BenchUsage, HelpFitsItsScreen) {

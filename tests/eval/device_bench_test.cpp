@@ -1,10 +1,13 @@
 // The benchmark on a device, which the emulated CUDA backend stands in for: what is counted, on whose clock, and what a device does
 // besides operations (kernels/device_measure.h). How fast anything is, is not checked.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <map>
+#include <set>
 #include <thread>
 
 #include "base/random.h"
@@ -13,11 +16,13 @@
 #include "eval/bench_timing.h"
 #include "eval/roofs.h"
 #include "eval/synthetic_source.h"
+#include "kernels/reference/reference_backend.h"
 #include "tests/support/simt/emulated_backend.h"
 
 namespace pq {
 namespace {
 
+using testing::EndsWith;
 using testing::HasSubstr;
 
 ModelConfig tiny() {
@@ -170,8 +175,8 @@ DeviceRun run_all(Communicator& comm, Backend& backend) {
   }
   const Weights weights = load_weights(config, backend, source, comm.rank(), comm.size(), nullptr);
   out.kernels = bench_kernels(weights, backend, comm, &meter, ActivationMode::int8, 20, 1 << 14, 2);
-  out.sequence = bench_sequence(config, options, backend, comm, &meter, {24}, 1 << 18, 2);
-  out.sums = bench_device_comm(backend, comm, "auto", emulated_sums(backend, comm), 64, 2, &out.remarks);
+  out.sequence = bench_sequence(config, options, comm.size(), backend, comm, &meter, {24}, 1 << 18, 2);
+  out.sums = bench_device_comm(backend, comm, "auto", emulated_sums(backend, comm), 64, 1, &out.remarks);
   return out;
 }
 
@@ -199,19 +204,29 @@ TEST(DeviceBench, MeasuresEverythingOnTheEmulatedDevice) {
     EXPECT_GT(run.prefill.dot_fraction(), 0);
     EXPECT_GT(run.kernels.size(), 20u);
     expect_times(run.kernels, run.kernels.size(), 2, true);
-    // Norm, convolution, delta rule, its norm, these three at once and attention, each of one token and of the batch.
-    expect_times(run.sequence, 12, 2, true);
-    EXPECT_THAT(run.sequence[5].name, HasSubstr("attention over 24 positions, 1 token"));
-    EXPECT_THAT(run.sequence[8].name, HasSubstr("gated_delta, 20 tokens"));
+    // Whole rows at 5.125 bits a weight, and as fp32; each rank looks up one of its own.
+    const BenchRow& embed = run.kernels[run.kernels.size() - 2];
+    EXPECT_EQ(embed.name, "embed, 1 token");
+    EXPECT_EQ(embed.bytes, ranks * (128 / 64 * 41 + 128 * 4));
+    // Norm, convolution, delta rule, its norm, these three at once, attention's input and attention, each of one token and of the
+    // batch.
+    expect_times(run.sequence, 14, 2, true);
+    EXPECT_EQ(run.sequence[5].name, "attention_input, 1 token");
+    // Queries of two heads read and written, keys and values read and stored in halves.
+    EXPECT_EQ(run.sequence[5].bytes, 256 * (4 + 4) + 2 * 256 * (4 + 2));
+    EXPECT_THAT(run.sequence[6].name, HasSubstr("attention over 24 positions, 1 token"));
+    EXPECT_THAT(run.sequence[9].name, HasSubstr("gated_delta, 20 tokens"));
     // 2 kv heads over the ranks, keys and values of 24 positions in halves; and queries, gates and outputs.
-    EXPECT_EQ(run.sequence[5].bytes, 2 * 2 * 24 * 256 + 16 * 256);
+    EXPECT_EQ(run.sequence[6].bytes, 2 * 2 * 24 * 256 + 16 * 256);
     if (ranks == 1) {
       EXPECT_TRUE(run.sums.empty());
       EXPECT_EQ(run.remarks.size(), 1u);
     } else {
-      // Five sizes by peer memory, by the host's and through the host; the emulator has no NCCL.
-      expect_times(run.sums, 15, 2, false);
+      // Five sizes by peer memory, by the host's and through the host; the emulator has no NCCL. Three of them with the norm where
+      // ranks push, which takes 16 rows at most.
+      expect_times(run.sums, 15 + 2 * 3, 1, false);
       EXPECT_EQ(run.sums[0].name, "all_reduce 64 fp32 by p2p");
+      EXPECT_EQ(run.sums[7].name, "sum and norm of 1024 fp32 by p2p");
       EXPECT_EQ(run.sums.back().name, "all_reduce 16384 fp32 by mpi");
       ASSERT_EQ(run.remarks.size(), 1u);
       EXPECT_THAT(run.remarks[0], HasSubstr("no sums by nccl"));
@@ -221,6 +236,85 @@ TEST(DeviceBench, MeasuresEverythingOnTheEmulatedDevice) {
       EXPECT_EQ(runs[rank].sums[3].seconds, run.sums[3].seconds);
     }
   }
+}
+
+// Of its products, each as the operation, the tokens and the rows of its matrices; they are not computed.
+class Recorder : public ReferenceBackend {
+ public:
+  void linear(const LinearArgs& args) override { calls.push_back(fmt::format("linear {}: {}", args.x.tokens, args.w.rows)); }
+  void linear_group(std::span<const LinearArgs> products) override {
+    std::vector<int64_t> rows;
+    std::set<float*> outputs;
+    for (const LinearArgs& args : products) {
+      rows.push_back(args.w.rows);
+      outputs.insert(args.y);
+    }
+    EXPECT_EQ(outputs.size(), products.size());
+    calls.push_back(fmt::format("group {}: {}", products[0].x.tokens, fmt::join(rows, " ")));
+  }
+  void swiglu(const SwigluArgs& args) override {
+    calls.push_back(fmt::format("swiglu {}: {}{}", args.x.tokens, args.gate.rows, args.prepared.wanted() ? ", prepared" : ""));
+  }
+  std::vector<std::string> calls;
+};
+
+TEST(BenchKernels, AllProductsInOrderAreTheCallsOfAStep) {
+  const ModelConfig config = tiny();
+  SyntheticSource source(WeightFormat::polar, 5);
+  run_threads(1, [&](Communicator& comm) {
+    Recorder step, bench;
+    {
+      Transformer model(config, {.context = 48, .batch = 20}, step, comm, source, {});
+      Step tokens{.tokens = std::vector<int32_t>(20, 1), .spans = {{0, 20, 0, 0}}, .logit_rows = {}};
+      for (int32_t row = 0; row < 8; ++row) tokens.logit_rows.push_back(row);
+      model.run(tokens, [](int64_t, const float*) {});
+    }
+    // The head follows for the rows that are wanted, which in the benchmark are all.
+    const std::string head = fmt::format(": {}", config.vocab);
+    ASSERT_EQ(step.calls.size(), 9u);
+    ASSERT_THAT(step.calls.back(), EndsWith(head));
+    step.calls.back() = "linear 20" + head;
+    Roofs roofs;
+    RoofMeter meter(comm, {}, bench, roofs, 1 << 16);
+    const Weights weights = load_weights(config, bench, source, 0, 1, nullptr);
+    bench_kernels(weights, bench, comm, &meter, ActivationMode::int8, 20, 1 << 14, 1);
+    ASSERT_GT(bench.calls.size(), 9u);
+    EXPECT_EQ(std::vector<std::string>(bench.calls.end() - 9, bench.calls.end()), step.calls);
+  });
+}
+
+// Says that it summed and normed, and how often.
+class FusedSums : public Communicator {
+ public:
+  explicit FusedSums(Communicator& comm) : comm_(comm) {}
+  int rank() const override { return comm_.rank(); }
+  int size() const override { return comm_.size(); }
+  std::string name() const override { return comm_.name(); }
+  void all_reduce_sum(float* data, int64_t count) override { comm_.all_reduce_sum(data, count); }
+  bool try_sum_and_norm(const RmsNormArgs&) override { return ++fused > 0; }
+  void all_gather(const void* data, int64_t bytes, void* out) override { comm_.all_gather(data, bytes, out); }
+  void gather(const void* data, int64_t bytes, void* out) override { comm_.gather(data, bytes, out); }
+  void broadcast(void* data, int64_t bytes) override { comm_.broadcast(data, bytes); }
+  void barrier() override { comm_.barrier(); }
+  int fused = 0;
+
+ private:
+  Communicator& comm_;
+};
+
+// A breakdown must show the step as it is, sums fused with norms.
+TEST(Breakdown, PassesFusedSumsOn) {
+  run_threads(1, [&](Communicator& comm) {
+    const std::unique_ptr<Backend> backend = make_backend("cpu");
+    StepTrace trace(*backend);
+    FusedSums sums(comm);
+    const std::unique_ptr<Communicator> traced = make_traced_communicator(sums, trace);
+    trace.begin();
+    EXPECT_TRUE(traced->try_sum_and_norm({}));
+    EXPECT_EQ(sums.fused, 1);
+    EXPECT_GT(trace.end()[static_cast<size_t>(StepKind::sums)], 0);
+    EXPECT_FALSE(make_traced_communicator(comm, trace)->try_sum_and_norm({}));
+  });
 }
 
 TEST(Breakdown, KindsAddUpToTheStep) {
