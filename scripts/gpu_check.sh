@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one run: build, kernel tests against the reference, sanitizers on them, the demo model on 1 and 2 ranks,
-# a memory cap, benchmarks. Says what it lacks and goes on; ends with a table for tests/gpu/RESULTS.md and exit code 0 when nothing failed,
-# 1 when something did, 69 without a GPU or nvcc. Needs no network when the packages of scripts/install_deps.sh are there.
+# golden models, a memory cap, benchmarks. Says what it lacks and goes on; ends with the goals (gpu_goals.sh) and a table of everything, for
+# tests/gpu/RESULTS.md, and exit code 0 when nothing failed, 1 when something did or a rank took more memory than its goal allows, 69
+# without a GPU or nvcc. Needs no network when the packages of scripts/install_deps.sh are there.
 #   gpu_check.sh [OUTPUT_DIR]
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 70
@@ -43,9 +44,6 @@ for tool in mpirun cmake ninja; do command -v "$tool" >/dev/null || note "$tool"
 [ -e /usr/include/nccl.h ] || [ -e "$(dirname "$(dirname "$(command -v nvcc)")")/include/nccl.h" ] ||
   note "nccl.h" "not on this machine: the plugin is built without NCCL"
 
-[ -e /usr/include/cublas_v2.h ] || [ -e "$(dirname "$(dirname "$(command -v nvcc)")")/include/cublas_v2.h" ] ||
-  note "cublas_v2.h" "not on this machine: the plugin is built without --prefill cublas"
-
 check "build" scripts/build.sh
 if [ ! -e "$build/bin/libpq_cuda.so" ]; then
   note "CUDA plugin" "NOT BUILT: what follows would say nothing; see the log of the build"
@@ -53,18 +51,29 @@ if [ ! -e "$build/bin/libpq_cuda.so" ]; then
   printf '%s\n' "${rows[@]}" | tee -a "$out/table.md"
   exit 1
 fi
+# Without the header or the library everything by cuBLAS is lacking, which is no failure.
+cublas=1
+tests='*/cuda'
+lacking=$(launch/pq -np 1 pq-run -m tests/data/demo -p a -n 1 --device cuda --prefill cublas 2>&1 >/dev/null | grep -o -m 1 'no cuBLAS: .*')
+if [ -n "$lacking" ]; then
+  cublas=0
+  tests="$tests:-*WideProducts*:*ByTensorCores*"
+  note "everything by cuBLAS" "not run: ${lacking:0:160}"
+fi
 # The emulated kernels are no question for a GPU.
-check "kernel tests on the GPU" env PQ_REQUIRE=cuda "$build/bin/kernels_test" --gtest_filter='*/cuda'
+check "kernel tests on the GPU" env PQ_REQUIRE=cuda "$build/bin/kernels_test" --gtest_filter="$tests"
 note "kernel tests run" "$(grep -c '^\[       OK \]' "$out/kernel_tests_on_the_GPU.log") passed, $(
   grep -c '^\[  SKIPPED \] .*ms)' "$out/kernel_tests_on_the_GPU.log") skipped"
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     check "compute-sanitizer $tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      "$build/bin/kernels_test" --gtest_filter='*/cuda'
+      "$build/bin/kernels_test" --gtest_filter="$tests"
   done
 else
   note "compute-sanitizer" "not on this machine: memcheck and racecheck were not run"
 fi
+
+check "golden models on the GPU" env PQ_REQUIRE=cuda "$build/bin/golden_test" --gtest_filter='*/cuda'
 
 # hash RANKS FLAGS...: of all logits of a short run on the demo model.
 hash() {
@@ -99,16 +108,20 @@ for way in auto p2p host nccl mpi; do
   same "2 ranks, --allreduce $way" "$(hash 2 --device cuda "${share[@]}" --allreduce "$way")" "$cpu"
 done
 # Its promise: the same bits again, and not those of the default, which would say that it was not used.
-tale=$(for _ in 1 2 3 4 5 6 7 8; do printf 'Once upon a time there was a patient little bear who lived near a river. '; done)
-wide=$(hash 1 --device cuda --prefill cublas -p "$tale")
-same "--prefill cublas, twice" "$(hash 1 --device cuda --prefill cublas -p "$tale")" "$wide"
-if [ "$wide" = "$(hash 1 --device cuda -p "$tale")" ]; then
-  note "--prefill cublas" "NOT USED: the logits are those of --prefill codes"
-  failed=1
+if [ $cublas -eq 1 ]; then
+  tale=$(for _ in 1 2 3 4 5 6 7 8; do printf 'Once upon a time there was a patient little bear who lived near a river. '; done)
+  wide=$(hash 1 --device cuda --prefill cublas -p "$tale")
+  same "--prefill cublas, twice" "$(hash 1 --device cuda --prefill cublas -p "$tale")" "$wide"
+  if [ "$wide" = "$(hash 1 --device cuda -p "$tale")" ]; then
+    note "--prefill cublas" "NOT USED: the logits are those of --prefill codes"
+    failed=1
+  fi
+  two=$(hash 2 --device cuda "${share[@]}" --prefill cublas -p "$tale")
+  note "--prefill cublas, 2 ranks" "$([ "$two" = "$wide" ] && echo "equal bits, which is not promised" || echo "other bits, as is allowed")"
 fi
-two=$(hash 2 --device cuda "${share[@]}" --prefill cublas -p "$tale")
-note "--prefill cublas, 2 ranks" "$([ "$two" = "$wide" ] && echo "equal bits, which is not promised" || echo "other bits, as is allowed")"
-for way in codes cublas; do
+ways=(codes)
+[ $cublas -eq 0 ] || ways+=(cublas)
+for way in "${ways[@]}"; do
   check "perplexity with --prefill $way" launch/pq -np 1 pq-ppl -m tests/data/demo -f tests/data/demo/eval.txt --protocol gptq-2048 --ctx 256 --windows 16 --device cuda --prefill "$way"
   note "its perplexity" "$(grep -i -m 1 perplexity "$out/perplexity_with_--prefill_$way.log" | cut -c1-160)"
 done
@@ -128,45 +141,69 @@ refused() {
 }
 [ "$devices" -eq 1 ] && refused "two ranks on one device" 64 launch/pq -np 2 pq-run -m tests/data/demo -p a -n 1 --device cuda
 refused "a cap below the CUDA context" 64 launch/pq -np 1 pq-run -m tests/data/demo -p a -n 1 --device cuda --memory 100MB
-refused "a cap below the CUDA context with cuBLAS" 64 launch/pq -np 1 pq-run -m tests/data/demo -p a -n 1 --device cuda \
-  --memory 600MB --prefill cublas
+[ $cublas -eq 0 ] || refused "a cap below the CUDA context with cuBLAS" 64 launch/pq -np 1 pq-run -m tests/data/demo -p a -n 1 \
+  --device cuda --memory 600MB --prefill cublas
 refused "a cap below the model" 69 launch/pq -np 1 pq-run -m tests/data/demo -p a -n 1 --device cuda --memory 451MB
 
-# The headline of a report: its first row, its limits and its device memory, without a parser of JSON.
+# summary FILE NAMES: the rows of a report whose name matches, as "name value; ...", and the rate at which the device copies.
 summary() {
-  sed -n 's/^ *"\(read_bytes_per_second\|macs_per_second\|name\|median_ms\|tokens_per_second\|read_fraction\|dot_fraction\|buffers\|taken\)": *"\{0,1\}\([^",]*\)"\{0,1\},\{0,1\}$/\1 \2/p' "$1" |
-    awk '!seen[$1]++ { text = text (text ? "; " : "") $0 } END { print text }'
+  awk -v names="$2" '
+    $1 == "\"name\":" { name = $0; sub(/^ *"name": "/, "", name); sub(/",?$/, "", name) }
+    { value = $2; sub(/,$/, "", value) }
+    $1 == "\"median_ms\":" { ms = value }
+    $1 == "\"tokens_per_second\":" { rate = value }
+    $1 == "\"share\":" && name ~ names {
+      text = text (text == "" ? "" : "; ") name " " (rate + 0 > 0 ? sprintf("%.1f tok/s", rate) : sprintf("%.1f us", 1000 * ms))
+    }
+    $1 == "\"read_bytes_per_second\":" && copy == 0 { copy = value }
+    END { printf "%s; copy %.0f GB/s\n", text, copy / 1e9 }' "$1"
 }
+# bench FILE NAMES ARGUMENTS...: of pq-bench, ${ranks:-1} of them. The report goes to reports/FILE.json, its rows of those names to the
+# table.
 bench() {
-  local log="$out/bench ${*// /_}.json"
-  if launch/pq -np "${ranks:-1}" pq-bench "$@" --geometry qwen3.5-27b --device cuda --json >"${log// /_}" 2>>"$out/bench.log"; then
-    note "pq-bench $*" "$(summary "${log// /_}")"
+  local json="$reports/$1.json" names=$2
+  shift 2
+  if launch/pq -np "${ranks:-1}" pq-bench "$@" --geometry qwen3.5-27b --device cuda --json >"$json" 2>>"$out/bench.log"; then
+    note "pq-bench $*" "$(summary "$json" "$names")"
   else
+    rm -f "$json"
     note "pq-bench $*" "FAILED: $(tail -n 1 "$out/bench.log" | cut -c1-160)"
     failed=1
   fi
 }
-bench decode -n 64 -d 1024
-bench decode -n 64 -d 16384
-bench decode -n 64 -d 1024 --parallel 1,2,4,8
-bench decode -n 16 -d 1024 --breakdown
-bench prefill -p 512,4096,16384 -r 2
-for way in codes cublas; do
-  bench prefill -p 512,4096,16384 -r 2 -b 2048 --prefill "$way"
-  bench prefill -p 512 -r 2 -b 512 --format pq4 --prefill "$way"
+reports=$out/reports
+rm -rf "$reports"
+mkdir -p "$reports"
+bench decode . decode -n 64 -d 1024
+bench deep . decode -n 64 -d 16384
+bench parallel . decode -n 64 -d 1024 --parallel 1,2,4,8
+bench breakdown . decode -n 16 -d 1024 --breakdown
+bench prefill . prefill -p 512,4096,16384 -r 2
+for way in "${ways[@]}"; do
+  bench "prefill_$way" . prefill -p 512,4096,16384 -r 2 -b 2048 --prefill "$way"
+  bench "prefill_pq4_$way" . prefill -p 512 -r 2 -b 512 --format pq4 --prefill "$way"
 done
-bench kernels -r 3
-bench kernels -r 3 -b 2048 --prefill cublas
-ranks=2 bench comm "${share[@]}"
-# The plan must hold, and the device must have no more of it taken than planned: a rank of 2, 16k positions, 10 GB.
-check "rank 0 of 2 within 10 GB, with cuBLAS" launch/pq -np 2 pq-bench prefill -p 4096 -r 1 --geometry qwen3.5-27b \
-  --device cuda "${share[@]}" --memory 10GB --prefill cublas
-note "its memory" "$(grep -h '^rank 0: device' "$out"/rank_0_of_2_within_10_GB,_with*.log | head -n 1)"
-check "rank 0 of 2 within 10 GB, 16k positions" launch/pq -np 2 pq-bench decode -n 8 -d 1024 -c 16384 --geometry qwen3.5-27b \
-  --device cuda "${share[@]}" --memory 10GB
-note "its memory" "$(grep -h '^rank 0: device' "$out"/rank_0_of_2_within_10_GB,_16k*.log | head -n 1)"
+bench kernels ', 1 token$' kernels -r 3
+# Two ranks that shared a device would take turns.
+bench slice ', 1 token$' kernels -r 3 --slice-of 2
+[ $cublas -eq 0 ] || bench kernels_cublas ', 2048 tokens$' kernels -r 3 -b 2048 -c 2048 --prefill cublas
+bench quantize . quantize -r 3
+ranks=2 bench comm . comm "${share[@]}"
+# The plan must hold, and the device must have no more of it taken than the goal allows: a rank of 2, 16k positions, 10 GB.
+used=$(nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | head -n 1)
+[[ $used =~ ^[0-9]+$ ]] || used=0
+processes=$((devices >= 2 ? 1 : 2))
+ranks=2 bench memory . decode -n 8 -d 1024 -c 16384 "${share[@]}" --memory 10GB
+if [ $cublas -eq 1 ]; then
+  check "rank 0 of 2 within 10 GB, with cuBLAS" launch/pq -np 2 pq-bench prefill -p 4096 -r 1 --geometry qwen3.5-27b \
+    --device cuda "${share[@]}" --memory 10GB --prefill cublas
+  note "its memory" "$(grep -h '^rank 0: device' "$out"/rank_0_of_2_within_10_GB,_with*.log | head -n 1)"
+fi
 
+scripts/gpu_goals.sh "$reports" $((used * 1048576)) "$processes" >"$out/goals.md" || failed=1
 {
+  cat "$out/goals.md"
+  echo
   echo "| what | result |"
   echo "|---|---|"
   printf '%s\n' "${rows[@]}"
