@@ -30,7 +30,7 @@ find src kernels -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -nam
     outside["^nlohmann/json_fwd"]         = "^src/(base/strict_json|store/|text/|eval/|serve/|app/)"
     outside["^nlohmann/json\\.hpp"]       = "^src/(store|text|eval|serve|app)/.*\\.cpp$|^src/(base/strict_json|model/config|engine/generation_config)\\.cpp$"
     outside["^CLI/"]                      = "^src/app/.*\\.cpp$"
-    outside["^(cuda|cublas|nccl)"]        = "^kernels/cuda/|^src/comm/nccl_comm\\.cpp$"
+    outside["^(cuda|cublas|nccl)"]        = "^kernels/cuda/|^src/comm/nccl_(comm\\.cpp|library\\.(h|cpp))$"
     outside["^(ranges|format|expected|source_location)$"] = "^$"
   }
   function report(why) {

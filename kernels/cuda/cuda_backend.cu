@@ -267,6 +267,12 @@ std::string CudaBackend::run_step(const StepArgs& args, const std::function<void
   return {};
 }
 
+bool CudaBackend::forget_graphs() {
+  if (graphs_.recording()) return false;
+  graphs_.forget();
+  return true;
+}
+
 float* CudaBackend::scratch(int64_t floats) {
   if (scratch_.bytes() < 4 * floats) {
     synchronize();

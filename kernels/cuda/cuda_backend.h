@@ -68,6 +68,8 @@ class CudaBackend : public Backend, public PinnedMemory, public DeviceMeasure {
   int64_t peak_bytes() const override { return ledger_->peak; }
   int64_t taken_bytes() const override;
 
+  // Destroys the recorded steps, without waiting for one that runs. False, with nothing done, while a step is being recorded.
+  bool forget_graphs();
   cudaStream_t stream() const { return stream_; }
   int device() const { return device_; }
   // Called again and again while the host waits for the stream, with the seconds it has waited, so that a rank which waits for

@@ -27,7 +27,7 @@ class StepGraphs {
   // recorded, once; they then run as they are.
   std::string run(const StepKey& key, int64_t bucket, const std::function<void()>& body);
 
-  // Memory that recorded launches use has moved. Not while recording.
+  // What recorded launches use has moved, or ends. A graph that runs is freed when it has run. Not while recording.
   void forget();
   bool recording() const { return recording_; }
 

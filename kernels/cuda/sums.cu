@@ -43,7 +43,8 @@ std::unique_ptr<DeviceSum> make_unwatched(CudaBackend& backend, const std::strin
   return make_nccl_sum({.stream = backend.stream(),
                         .allocate = [&backend](int64_t bytes) { return backend.allocate(bytes); },
                         .add_ranks = [&backend](float* y, const float* parts, int ranks,
-                                                int64_t count) { launch_unit_tree(y, parts, ranks, count, backend.stream()); }},
+                                                int64_t count) { launch_unit_tree(y, parts, ranks, count, backend.stream()); },
+                        .forget_graphs = [&backend] { return backend.forget_graphs(); }},
                        exchange, time_limit_seconds);
 }
 

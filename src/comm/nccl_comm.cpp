@@ -1,7 +1,6 @@
 // The NCCL sum of nccl_comm.h: a communicator that never blocks, polled for errors, aborted when ranks do not come.
 #include "comm/nccl_comm.h"
 
-#include <dlfcn.h>
 #include <nccl.h>
 #include <unistd.h>
 
@@ -11,64 +10,14 @@
 #include <vector>
 
 #include "base/error.h"
+#include "comm/nccl_library.h"
 
 namespace pq {
 namespace {
 
-constexpr int kOldestNccl = 21400;  // the first with communicators that do not block
 constexpr int64_t kGatherFloats = int64_t{1} << 20;
 
-// The functions of libnccl.so.2, which is no dependency of the plugin.
-struct Nccl {
-  decltype(&ncclGetVersion) get_version = nullptr;
-  decltype(&ncclGetUniqueId) get_unique_id = nullptr;
-  decltype(&ncclCommInitRankConfig) init = nullptr;
-  decltype(&ncclCommGetAsyncError) async_error = nullptr;
-  decltype(&ncclCommAbort) abort = nullptr;
-  decltype(&ncclCommFinalize) finalize = nullptr;
-  decltype(&ncclCommDestroy) destroy = nullptr;
-  decltype(&ncclAllReduce) all_reduce = nullptr;
-  decltype(&ncclAllGather) all_gather = nullptr;
-  decltype(&ncclGetErrorString) error_string = nullptr;
-  decltype(&ncclGetLastError) last_error = nullptr;
-  std::string problem;
-};
-
-Nccl open_nccl() {
-  Nccl nccl;
-  // Never closed: its threads do not outlive being unloaded.
-  void* library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) {
-    nccl.problem = dlerror();
-    return nccl;
-  }
-  bool complete = true;
-  const auto find = [&](auto* function, const char* name) {
-    *function = reinterpret_cast<std::remove_pointer_t<decltype(function)>>(dlsym(library, name));
-    complete = complete && *function != nullptr;
-  };
-  find(&nccl.get_version, "ncclGetVersion");
-  find(&nccl.get_unique_id, "ncclGetUniqueId");
-  find(&nccl.init, "ncclCommInitRankConfig");
-  find(&nccl.async_error, "ncclCommGetAsyncError");
-  find(&nccl.abort, "ncclCommAbort");
-  find(&nccl.finalize, "ncclCommFinalize");
-  find(&nccl.destroy, "ncclCommDestroy");
-  find(&nccl.all_reduce, "ncclAllReduce");
-  find(&nccl.all_gather, "ncclAllGather");
-  find(&nccl.error_string, "ncclGetErrorString");
-  find(&nccl.last_error, "ncclGetLastError");
-  int version = 0;
-  if (nccl.get_version != nullptr) nccl.get_version(&version);
-  if (!complete || version < kOldestNccl)
-    nccl.problem = "libnccl.so.2 is of version " + std::to_string(version) + "; pq needs 21400 (2.14)";
-  return nccl;
-}
-
-const Nccl& nccl() {
-  static const Nccl opened = open_nccl();
-  return opened;
-}
+const NcclLibrary& nccl() { return nccl_library(); }
 
 class NcclSum : public DeviceSum {
  public:
@@ -110,6 +59,9 @@ class NcclSum : public DeviceSum {
   NcclSum& operator=(const NcclSum&) = delete;
   ~NcclSum() override {
     if (comm_ == nullptr) return;
+    // NCCL ends a communicator when no graph holds a sum of it. One that runs is freed when it has run, which an abort makes it do:
+    // waiting for it here would be waiting for a rank that does not come.
+    device_.forget_graphs();
     // Orderly where all is well; the others may be gone.
     try {
       call(nccl().finalize(comm_), "ncclCommFinalize");
@@ -149,7 +101,9 @@ class NcclSum : public DeviceSum {
   }
 
   void abort() override {
-    if (comm_ != nullptr) nccl().abort(comm_);
+    // What is being recorded waits for nobody, and holds the communicator until it ends, as an error or not.
+    if (comm_ == nullptr || !device_.forget_graphs()) return;
+    nccl().abort(comm_);
     comm_ = nullptr;
   }
 

@@ -17,6 +17,9 @@ struct NcclDevice {
   std::function<Buffer(int64_t)> allocate;
   // y[i] = parts[0][i] + ... by the tree over ranks, on the stream; parts [ranks][count].
   std::function<void(float* y, const float* parts, int ranks, int64_t count)> add_ranks;
+  // Called before the communicator ends: destroys the graphs that hold sums recorded on the stream, without waiting for it. False,
+  // with nothing done, while one is being recorded.
+  std::function<bool()> forget_graphs;
 };
 
 // Collective. Two ranks add by ncclAllReduce: a + b has one value. More gather and add by the tree, since NCCL's own order depends

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <thread>
 #include <utility>
 
 namespace {
@@ -183,7 +184,11 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   *stream = new simt::Stream;
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return cudaStreamQuery(stream); }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  cudaError_t result = cudaErrorNotReady;
+  while ((result = cudaStreamQuery(stream)) == cudaErrorNotReady) std::this_thread::yield();
+  return result;
+}
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   return cudaSuccess;
@@ -225,7 +230,8 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
 
 // A stream that is being captured cannot be waited for.
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
-  if (stream == nullptr || !stream->capturing) return cudaSuccess;
+  if (stream == nullptr || !stream->capturing)
+    return stream != nullptr && stream->busy && stream->busy() ? cudaErrorNotReady : cudaSuccess;
   stream->invalid = true;
   return remember(cudaErrorStreamCaptureUnsupported);
 }

@@ -39,6 +39,7 @@ struct Stream {
   bool capturing = false;
   bool invalid = false;  // the capture; something was called that it does not allow
   Graph captured;
+  std::function<bool()> busy;  // while it says so, what was put on the stream last is not done; may be empty
 };
 
 // Runs `work` now, or records it when the stream is being captured.
