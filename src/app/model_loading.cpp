@@ -96,10 +96,8 @@ void make_rank_backend(const ModelFlags& flags, const Session& session, Model* m
                                               cublas ? "--prefill codes" : "--device cpu"));
   }
   const int64_t for_buffers = flags.memory_bytes > 0 ? flags.memory_bytes - context : 0;
-  model->backend = make_cuda_backend(devices == 0 ? 0 : session.local_rank() % devices, for_buffers, cublas, model->device.data(),
+  model->backend = make_cuda_backend(device_of_rank(session.local_rank(), devices), for_buffers, cublas, model->device.data(),
                                      &model->device_free_bytes);
-  // Ranks that share a device share its memory.
-  model->device_free_bytes /= std::max(1, (session.local_ranks() + devices - 1) / std::max(1, devices));
 }
 
 Place place_of(const Model& model) { return model.device == DeviceIdentity{} ? Place::host : Place::gpu; }
@@ -157,18 +155,14 @@ void open_sums(Session& session, const BackendFlags& flags, Model* model) {
   });
 }
 
-void refuse_shared_devices(Session& session, const DeviceIdentity& identity, bool allowed) {
+void share_devices(Session& session, bool allowed, Model* model) {
   std::vector<DeviceIdentity> all(static_cast<size_t>(session.ranks()));
-  session.comm().all_gather(identity.data(), static_cast<int64_t>(sizeof identity), all.data());
+  session.comm().all_gather(model->device.data(), static_cast<int64_t>(sizeof model->device), all.data());
   session.agree("choosing devices", [&] {
-    if (allowed || identity == DeviceIdentity{}) return;
-    const auto first = std::find(all.begin(), all.end(), identity) - all.begin();
-    if (first < session.rank()) {
-      throw Error(ErrorKind::usage, fmt::format("ranks {} and {} have one GPU; start fewer ranks, show each its own device, or say "
-                                                "--share-device",
-                                                first, session.rank()));
-    }
+    const std::string problem = allowed ? "" : shared_device_problem(all, session.rank());
+    if (!problem.empty()) throw Error(ErrorKind::usage, problem);
   });
+  model->device_free_bytes /= sharers(all, session.rank());
 }
 
 Model open_model(Session& session, const ModelFlags& flags) {
@@ -182,13 +176,15 @@ Model open_model(Session& session, const ModelFlags& flags) {
     check_rank_count(model.config, session.ranks());
     model.runtime = runtime_options(flags, model.config);
     make_rank_backend(flags, session, &model);
+  });
+  share_devices(session, flags.backend.share_device, &model);
+  session.agree("opening the weights", [&] {
     model.runtime.place = place_of(model);
     model.runtime.cublas = flags.backend.prefill == "cublas";
     model.runtime.nccl = flags.backend.allreduce == "auto" || flags.backend.allreduce == "nccl";
     model.source = open_weights(flags.model, tensor_specs(model.config), make_recipe(flags.recipe), *model.backend);
     plan_within(flags, session, &model);
   });
-  refuse_shared_devices(session, model.device, flags.backend.share_device);
   open_sums(session, flags.backend, &model);
   if (const auto* quantizing = dynamic_cast<const QuantizingSource*>(model.source.get())) {
     for (const std::string& warning : quantizing->warnings()) log_once(warning);

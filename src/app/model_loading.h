@@ -2,13 +2,13 @@
 // next begins and by all ranks together. Tokenizer and text are left to the mains.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "app/options.h"
+#include "app/rank_devices.h"
 #include "comm/session.h"
 #include "comm/sum_choice.h"
 #include "kernels/backend.h"
@@ -19,9 +19,6 @@
 
 namespace pq {
 
-// The UUID of a rank's GPU; zeros on the CPU.
-using DeviceIdentity = std::array<uint8_t, 16>;
-
 // The model one rank holds. Members depend on those above them.
 struct Model {
   std::string path;
@@ -29,7 +26,7 @@ struct Model {
   RuntimeOptions runtime;
   MemoryPlan plan;
   DeviceIdentity device{};        // of backend
-  int64_t device_free_bytes = 0;  // what it had free when it was opened
+  int64_t device_free_bytes = 0;  // what it had free when it was opened; this rank's share of that, once the devices are shared out
   std::unique_ptr<Backend> backend;
   std::unique_ptr<DeviceSum> sum;      // between GPUs; null: values pass through the session's communicator
   std::unique_ptr<Communicator> comm;  // the session's with that sum; null without one
@@ -43,10 +40,14 @@ struct Model {
 BackendOptions rank_backend_options(const BackendFlags& flags, const std::vector<int>& cpus);
 
 // The backend of this rank into model->backend, with what is known of its device. cpu: with those options; logs a line when -t
-// exceeds the CPUs. cuda: on the visible device of the rank's place on its node, modulo their number; buffers may take what
-// --memory leaves beside kDeviceContextBytes. auto: cuda where a device answers, else cpu, with a line that says why. Throws what
+// exceeds the CPUs. cuda: on the visible device of device_of_rank; buffers may take what --memory leaves beside
+// kDeviceContextBytes. auto: cuda where a device answers, else cpu, with a line that says why. Throws what
 // make_backend throws, and ErrorKind::usage when --memory is less than the context.
 void make_rank_backend(const ModelFlags& flags, const Session& session, Model* model);
+
+// Collective, after make_rank_backend and before a plan. Throws ErrorKind::usage on all ranks when two of them took one GPU, unless
+// `allowed`: then each plans with its part of what that GPU has free.
+void share_devices(Session& session, bool allowed, Model* model);
 
 // Of model->backend: gpu or host, for the plan.
 Place place_of(const Model& model);
@@ -64,9 +65,6 @@ void plan_within(const ModelFlags& flags, const Session& session, Model* model);
 
 // The host's, cpu or reference, whatever GPU there is.
 std::unique_ptr<Backend> make_encoder_backend(const BackendFlags& flags, const Session& session);
-
-// Collective. Throws ErrorKind::usage on all ranks when two of them took one GPU, unless `allowed`.
-void refuse_shared_devices(Session& session, const DeviceIdentity& identity, bool allowed);
 
 // Collective. Reads no weights. Throws on all ranks: ErrorKind::input for files that are not what they claim, ErrorKind::usage for
 // a rank count or a context the model does not allow, ErrorKind::environment when the plan exceeds --memory or what the node has

@@ -140,13 +140,17 @@ int slices_of(const BenchOptions& o, const Session& session) { return o.slices >
 // As open_model, of random weights.
 Model synthetic_model(Session& session, const BenchOptions& o) {
   Model model;
+  Encoding encoding;
   session.agree("making the model", [&] {
     model.config = named_geometry(o.geometry, o.layers, o.vocab);
     model.path = o.geometry;
     make_rank_backend(o.model, session, &model);
-    const Encoding encoding = parse_encoding("--format", o.model.recipe.format);
+    encoding = parse_encoding("--format", o.model.recipe.format);
     if (o.what == "quantize" && encoding.format != WeightFormat::polar && encoding.format != WeightFormat::int4)
       throw Error(ErrorKind::usage, o.model.recipe.format + " needs no encoder; choose pq2 to pq8, int4 or int4a");
+  });
+  share_devices(session, o.model.backend.share_device, &model);
+  session.agree("planning the model", [&] {
     if (o.what == "comm" || o.what == "quantize") return;
     check_rank_count(model.config, slices_of(o, session));
     model.runtime = runtime_options(o.model, model.config);
@@ -158,7 +162,6 @@ Model synthetic_model(Session& session, const BenchOptions& o) {
     // Of a slice of more ranks than these there is no plan.
     if (o.slices == 0) plan_within(o.model, session, &model);
   });
-  refuse_shared_devices(session, model.device, o.model.backend.share_device);
   open_sums(session, o.model.backend, &model);
   return model;
 }

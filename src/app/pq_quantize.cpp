@@ -170,7 +170,7 @@ int run(Session& session, int argc, char** argv) {
     flags.backend = o.backend;
     make_rank_backend(flags, session, &encoder);
   });
-  refuse_shared_devices(session, encoder.device, o.backend.share_device);
+  share_devices(session, o.backend.share_device, &encoder);
   const StoreReport report = quantize_store(job, *encoder.backend, session.comm(), agree);
   if (report.stopped_by != 0) {
     if (session.rank() == 0) {
