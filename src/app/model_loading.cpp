@@ -55,6 +55,7 @@ RuntimeOptions runtime_options(const ModelFlags& flags, const ModelConfig& confi
                 fmt::format("-c {} exceeds the {} positions the model is made for", runtime.context, config.max_position));
   }
   runtime.slots = flags.parallel;
+  runtime.asked_batch = flags.batch;
   runtime.batch = std::min(flags.batch, runtime.context * runtime.slots);
   runtime.activations = activation_mode(flags);
   runtime.kv_type = kv_type(flags);

@@ -234,8 +234,11 @@ MemoryPlan plan_rank(const ModelConfig& config, const RuntimeOptions& options, c
   return plan;
 }
 
-MemoryPlan plan_memory(const ModelConfig& config, const RuntimeOptions& options, int rank, int ranks, int64_t weight_bytes,
-                       int64_t memory_limit, int64_t loading_bytes) {
+namespace {
+
+// plan_memory but for the largest context.
+MemoryPlan plan_of(const ModelConfig& config, const RuntimeOptions& options, int rank, int ranks, int64_t weight_bytes,
+                   int64_t loading_bytes) {
   const LayerStateSize layer = layer_state_size(config, options, ranks);
   const int64_t attention_layers = std::count(config.layer_kinds.begin(), config.layer_kinds.end(), LayerKind::attention);
   const int64_t delta_layers = config.layers - attention_layers;
@@ -260,14 +263,30 @@ MemoryPlan plan_memory(const ModelConfig& config, const RuntimeOptions& options,
     if (ranks > 1) plan.communication = push_sum_bytes(ranks) + (options.nccl ? kNcclBytes : 0);
     plan.process = device_context_bytes(options.cublas);
   }
-  if (memory_limit == 0) {
-    plan.largest_context = config.max_position;
-  } else {
-    const int64_t per_position = plan.kv_cache / options.context;
-    const int64_t fixed = plan.total() - plan.kv_cache;
-    plan.largest_context = per_position == 0 ? (fixed <= memory_limit ? config.max_position : 0)
-                                             : std::clamp<int64_t>((memory_limit - fixed) / per_position, 0, config.max_position);
+  return plan;
+}
+
+}  // namespace
+
+MemoryPlan plan_memory(const ModelConfig& config, const RuntimeOptions& options, int rank, int ranks, int64_t weight_bytes,
+                       int64_t memory_limit, int64_t loading_bytes) {
+  MemoryPlan plan = plan_of(config, options, rank, ranks, weight_bytes, loading_bytes);
+  const auto fits = [&](int64_t context) {
+    RuntimeOptions other = options;
+    other.context = context;
+    if (other.asked_batch > 0) other.batch = std::min(other.asked_batch, context * other.slots);
+    return plan_of(config, other, rank, ranks, weight_bytes, loading_bytes).total() <= memory_limit;
+  };
+  // No item shrinks by more than another grows with the context.
+  int64_t most = config.max_position, least = 0;
+  while (memory_limit > 0 && least < most) {
+    const int64_t middle = least + (most - least + 1) / 2;
+    if (fits(middle))
+      least = middle;
+    else
+      most = middle - 1;
   }
+  plan.largest_context = most;
   return plan;
 }
 

@@ -39,7 +39,8 @@ enum class Place : int { host, gpu };
 struct RuntimeOptions {
   int64_t context = 4096;  // positions a slot can hold
   int64_t slots = 1;
-  int64_t batch = 256;  // tokens a step holds at most
+  int64_t batch = 256;      // tokens a step holds at most
+  int64_t asked_batch = 0;  // what batch is where the positions of all slots allow it; 0: batch, whatever they are
   ActivationMode activations = ActivationMode::int8;
   KvType kv_type = KvType::f16;
   Place place = Place::host;

@@ -156,6 +156,41 @@ TEST(MemoryPlanOf27B, LargestContextIsExact) {
   EXPECT_GT(plan_memory(config, options, 0, 2, weights, limit).total(), limit);
 }
 
+// Of a GPU, whose attention keeps more of a single token the more positions there are: with a small step that is most of its
+// scratch. At 16 tokens of two ranks it is 12 heads, blocks of 128 positions, 258 floats.
+TEST(MemoryPlanOf27B, LargestContextIsExactForSmallSteps) {
+  const ModelConfig config = published("27b");
+  const PlannedSource source;
+  for (const int ranks : {1, 2}) {
+    for (const int64_t batch : {1, 4, 16, 64, 256}) {
+      for (const int64_t context : {64, 1024, 4096}) {
+        RuntimeOptions options{.context = context, .batch = batch};
+        options.place = Place::gpu;
+        const int64_t limit = 22'000'000'000 / ranks;
+        const int64_t most = plan_rank(config, options, source, 0, ranks, limit).largest_context;
+        ASSERT_GT(most, 4096);
+        ASSERT_LT(most, config.max_position);
+        options.context = most;
+        const MemoryPlan plan = plan_rank(config, options, source, 0, ranks, limit);
+        EXPECT_LE(plan.total(), limit) << batch << " on " << ranks;
+        EXPECT_EQ(plan.largest_context, most) << batch << " from " << context;
+        ++options.context;
+        EXPECT_GT(plan_rank(config, options, source, 0, ranks, limit).total(), limit) << batch << " on " << ranks;
+      }
+    }
+  }
+}
+
+// A context so short that it cuts the step says what a step that is not cut leaves room for.
+TEST(MemoryPlanOf27B, LargestContextIsThatOfTheBatchAskedFor) {
+  const ModelConfig config = published("27b");
+  const PlannedSource source;
+  const int64_t weights = weight_bytes(config, source, 0, 2), limit = 10'000'000'000;
+  const RuntimeOptions whole{.context = 4096, .batch = 2048}, cut{.context = 16, .batch = 16, .asked_batch = 2048};
+  EXPECT_EQ(plan_memory(config, cut, 0, 2, weights, limit).largest_context,
+            plan_memory(config, whole, 0, 2, weights, limit).largest_context);
+}
+
 TEST(MemoryPlanOf27B, OneRankDoesNotFit) {
   const ModelConfig config = published("27b");
   const PlannedSource source;
