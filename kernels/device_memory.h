@@ -47,6 +47,9 @@ constexpr int64_t device_fixed_bytes(bool cublas) {
 inline constexpr int64_t kPushPieceFloats = int64_t{64} << 10;
 constexpr int64_t push_sum_bytes(int ranks) { return 2 * 8 * kPushPieceFloats * ranks; }
 
+// What a grid has room for along y or z.
+inline constexpr int64_t kGridRows = 65535;
+
 // Attention of single tokens keeps what each key block gives, of as many tokens at once as these floats hold, one at least.
 inline constexpr int64_t kAttentionPartFloats = int64_t{4} << 20;
 constexpr int64_t attention_part_floats(int64_t heads, int64_t head_dim, int64_t positions) {
@@ -54,7 +57,7 @@ constexpr int64_t attention_part_floats(int64_t heads, int64_t head_dim, int64_t
 }
 constexpr int64_t attention_rows_at_once(int64_t heads, int64_t head_dim, int64_t positions) {
   const int64_t rows = kAttentionPartFloats / attention_part_floats(heads, head_dim, positions);
-  return rows > 1 ? rows : 1;
+  return rows < 1 ? 1 : rows < kGridRows ? rows : kGridRows;
 }
 // Of a call with `rows` such tokens.
 constexpr int64_t attention_row_floats(int64_t heads, int64_t head_dim, int64_t positions, int64_t rows) {

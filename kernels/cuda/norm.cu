@@ -76,10 +76,11 @@ __global__ void silu_mul_prepare_kernel(float* gate, const float* up, Prepared p
   prepare_block(out, lane, prepared, b);
 }
 
-// One token and 128 columns a warp. centroids: device copy of the table of a coded matrix.
+// One token and 128 columns a warp; tokens along x, whose limit a step cannot reach. centroids: device copy of the table of a coded
+// matrix.
 __global__ void embed_kernel(float* y, const int32_t* ids, Matrix table, const float* centroids, int bits, int64_t first_row) {
-  const int64_t token = blockIdx.y;
-  const int64_t b = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+  const int64_t token = blockIdx.x;
+  const int64_t b = static_cast<int64_t>(blockIdx.y) * (blockDim.x / 32) + threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int64_t row = ids[token] - first_row;
   const bool owned = row >= 0 && row < table.rows;
@@ -137,7 +138,7 @@ void launch_silu_mul(const PrepareArgs& inner, const float* up, cudaStream_t str
 
 void launch_embed(const EmbedArgs& args, const int32_t* device_ids, const float* centroids, cudaStream_t stream) {
   const int bits = args.table.codebook != nullptr ? args.table.codebook->bits : 0;
-  const dim3 grid(blocks_for(args.table.cols, 4 * kBlock), static_cast<unsigned>(args.tokens));
+  const dim3 grid(static_cast<unsigned>(args.tokens), blocks_for(args.table.cols, 4 * kBlock));
   launch("embed", embed_kernel, grid, 128, 0, stream, args.y, device_ids, args.table, centroids, bits, args.first_row);
 }
 

@@ -329,6 +329,15 @@ TEST_P(AttentionTest, LaterTokensDoNotReachEarlierOnes) {
   EXPECT_FALSE(std::isfinite(y.back()));
 }
 
+// Small heads leave room in the scratch for more tokens than a grid has along z.
+TEST(AttentionRows, AreNoMoreAtOnceThanAGridHolds) {
+  EXPECT_EQ(attention_rows_at_once(1, 16, 1), kGridRows);
+  EXPECT_EQ(attention_row_floats(1, 16, 1, 70000), kGridRows * (16 + 2));
+  // 24 heads, 128 blocks of keys, 258 floats.
+  EXPECT_EQ(attention_rows_at_once(24, 256, 16384), kAttentionPartFloats / (24 * 128 * 258));
+  EXPECT_EQ(attention_rows_at_once(24, 256, 262144), 1);
+}
+
 // More tokens than a device's scratch holds the parts of.
 TEST_P(AttentionTest, ManySequencesOfOneToken) {
   const Geometry g{16, 1, 512, 16};

@@ -352,6 +352,19 @@ TEST_P(LinearTest, PrepareAgrees) {
   }
 }
 
+// A step may hold 65536 tokens, one more than a grid has room for along y.
+TEST_P(LinearTest, EmbedsAsManyTokensAsAStepHolds) {
+  constexpr int64_t kTokens = 65536;
+  const OwnedMatrix table = random_matrix({WeightFormat::f32}, 3, 1, 1, 5);
+  std::vector<int32_t> ids(static_cast<size_t>(kTokens));
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i % 3);
+  Guarded<float> y(kTokens), rows(3);
+  backend_->embed({.y = y.data(), .ids = ids.data(), .tokens = kTokens, .table = table.matrix, .first_row = 0});
+  backend_->decode({.w = rows.data(), .matrix = table.matrix});
+  EXPECT_TRUE(y.intact());
+  for (int64_t i = 0; i < kTokens; ++i) ASSERT_EQ(y.data()[i], rows.data()[i % 3]) << i;
+}
+
 TEST_P(LinearTest, EmbedAndDecodeAgreeWithTheReference) {
   for (const MatrixKind& kind : {MatrixKind{WeightFormat::f32}, MatrixKind{WeightFormat::bf16}, MatrixKind{WeightFormat::int4},
                                  MatrixKind{WeightFormat::polar, 5}}) {
