@@ -33,12 +33,16 @@ std::string no_device_text(int error, const char* said, int driver, int runtime)
 }
 
 std::string architecture_problem(int device, const char* name, int major, int minor, int image_error) {
-  if (major >= 8 && image_error != kCudaNoKernelImage) return {};
+  if (major >= 8 && image_error != kCudaNoKernelImage && image_error != kCudaUnsupportedPtx) return {};
   const std::string what = "device " + std::to_string(device) + " (" + name + ") is of compute capability " +
                            std::to_string(major) + "." + std::to_string(minor);
   if (major < 8) return what + "; pq needs 8.0; run with --device cpu";
-  return what + ", for which this build has no kernels; build pq with -DCMAKE_CUDA_ARCHITECTURES=" + std::to_string(major) +
-         std::to_string(minor) + ", or run with --device cpu";
+  const std::string why =
+      image_error == kCudaUnsupportedPtx
+          ? ", for which this build has PTX alone, of a newer CUDA than the NVIDIA driver; install a newer driver, build"
+          : ", for which this build has no kernels; build";
+  return what + why + " pq with -DCMAKE_CUDA_ARCHITECTURES=" + std::to_string(major) + std::to_string(minor) +
+         ", or run with --device cpu";
 }
 
 }  // namespace pq

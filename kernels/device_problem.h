@@ -10,6 +10,7 @@ namespace pq {
 inline constexpr int kCudaInsufficientDriver = 35;
 inline constexpr int kCudaNoDevice = 100;
 inline constexpr int kCudaNoKernelImage = 209;
+inline constexpr int kCudaUnsupportedPtx = 222;
 
 // Why no device is visible. error: what cudaGetDeviceCount answered, `said` in words; driver and runtime: as cudaDriverGetVersion
 // and cudaRuntimeGetVersion give them, 1000 * major + 10 * minor, driver 0 where there is none. The caller adds what happens

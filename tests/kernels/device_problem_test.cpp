@@ -31,6 +31,12 @@ TEST(DeviceProblem, ArchitecturesWithoutKernelsAreRefused) {
   EXPECT_EQ(architecture_problem(0, "B200", 10, 0, kCudaNoKernelImage),
             "device 0 (B200) is of compute capability 10.0, for which this build has no kernels; build pq with "
             "-DCMAKE_CUDA_ARCHITECTURES=100, or run with --device cpu");
+  // A device that came after the driver and this build: the PTX is there, but the driver cannot translate it.
+  EXPECT_EQ(architecture_problem(0, "B200", 10, 0, kCudaUnsupportedPtx),
+            "device 0 (B200) is of compute capability 10.0, for which this build has PTX alone, of a newer CUDA than the NVIDIA "
+            "driver; install a newer driver, build pq with -DCMAKE_CUDA_ARCHITECTURES=100, or run with --device cpu");
+  EXPECT_EQ(architecture_problem(0, "V100", 7, 0, kCudaUnsupportedPtx),
+            "device 0 (V100) is of compute capability 7.0; pq needs 8.0; run with --device cpu");
 }
 
 }  // namespace
