@@ -24,7 +24,7 @@ struct SumProbe {
   int64_t checked_sums = 0;
   int64_t wrong_norms = 0;    // of `checked_norms`: sums fused with a norm (DeviceSum::try_sum_and_norm)
   int64_t checked_norms = 0;  // 0 where the way has none
-  double us = 0;              // of the sum of one token's residual, the slowest rank's
+  double us = 0;  // of the sum of one token's residual, the slowest rank's, outside graphs: what the host does for it counts
 };
 
 struct SumChoice {

@@ -84,6 +84,22 @@ TEST_F(NcclSumTest, GivesTheBitsOfTheHostsTree) {
   EXPECT_EQ(simt::nccl_calls().aborted, 0);
 }
 
+// A call that is not done when it returns is waited for, at first without sleeping.
+TEST_F(NcclSumTest, WaitsForCallsThatAreStillInProgress) {
+  for (const int polls : {1, 1000}) {
+    simt::set_nccl({.missing = false, .polls = polls});
+    run_threads(4, [&](Communicator& comm) {
+      Rank rank(comm, 60);
+      for (int i = 0; i < 4; ++i) rank.step();
+      rank.backend->synchronize();
+      rank.sum->check();
+      comm.barrier();
+    });
+    EXPECT_EQ(simt::nccl_calls().destroyed, 4);
+    EXPECT_EQ(simt::nccl_calls().aborted, 0);
+  }
+}
+
 // A run that went well: the sum goes before the backend with its graphs, and its communicator must not wait for them.
 TEST_F(NcclSumTest, EndsWhileTheBackendHasGraphsOfIt) {
   run_threads(2, [&](Communicator& comm) {

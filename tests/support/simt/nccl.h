@@ -49,6 +49,7 @@ struct NcclFaults {
   bool missing = true;        // there is none
   bool asynchronous = false;  // an error that only polling tells
   bool unending = false;      // calls stay in progress for ever
+  int polls = 0;              // of a call, that find it in progress
   bool stuck = false;         // sums wait for a rank that never comes; the stream is busy until the communicator is aborted
 };
 void set_nccl(const NcclFaults& faults);
