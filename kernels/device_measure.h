@@ -34,6 +34,8 @@ class DeviceMeasure {
   virtual int64_t peak_bytes() const = 0;
   // Bytes of the device that are taken, by whatever process.
   virtual int64_t taken_bytes() const = 0;
+  // And those that nobody has taken.
+  virtual int64_t free_bytes() const = 0;
 };
 
 }  // namespace pq

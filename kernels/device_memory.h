@@ -16,6 +16,9 @@ class PinnedMemory {
   virtual Buffer allocate_pinned(int64_t bytes) = 0;
 };
 
+// With which the error of a backend begins whose device, or limit, has no room for a buffer.
+inline constexpr const char* kNoDeviceMemory = "no device memory";
+
 // Before the first buffer: the CUDA context (250 to 400 MB on devices of this decade), the code of the kernels, their local memory,
 // and the graphs of the steps. An allowance: the driver does not say it in advance.
 inline constexpr int64_t kDeviceContextBytes = 450'000'000;

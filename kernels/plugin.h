@@ -13,8 +13,9 @@ class Backend;
 class DeviceSum;
 struct RankExchange;
 
-// Exported by the plugin as pq_cuda_abi. Changes with every change of this header, of kernels/backend.h or of kernels/codebook.h.
-inline constexpr int32_t kCudaAbi = 6;
+// Exported by the plugin as pq_cuda_abi. Changes with every change of this header, of kernels/backend.h, device_measure.h,
+// device_sum.h or codebook.h.
+inline constexpr int32_t kCudaAbi = 7;
 
 struct CudaRequest {
   int32_t device = 0;         // index among the visible devices

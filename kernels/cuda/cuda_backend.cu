@@ -144,7 +144,7 @@ Buffer CudaBackend::allocate(int64_t bytes) {
   if (bytes < 0) throw Error(ErrorKind::internal, "a buffer of " + std::to_string(bytes) + " bytes was asked for");
   if (bytes == 0) return Buffer();
   const auto refuse = [&](const std::string& why) {
-    throw Error(ErrorKind::environment, "no device memory for a buffer of " + gigabytes(bytes) + ": " + why +
+    throw Error(ErrorKind::environment, std::string(kNoDeviceMemory) + " for a buffer of " + gigabytes(bytes) + ": " + why +
                                             "; use more ranks, a shorter context or fewer bits");
   };
   if (ledger_->limit > 0 && bytes > ledger_->limit - ledger_->used)

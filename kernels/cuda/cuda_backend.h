@@ -67,6 +67,7 @@ class CudaBackend : public Backend, public PinnedMemory, public DeviceMeasure {
   int64_t held_bytes() const override { return ledger_->used; }
   int64_t peak_bytes() const override { return ledger_->peak; }
   int64_t taken_bytes() const override;
+  int64_t free_bytes() const override;
 
   // Destroys the recorded steps, without waiting for one that runs. False, with nothing done, while a step is being recorded.
   bool forget_graphs();

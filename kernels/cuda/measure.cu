@@ -130,4 +130,10 @@ int64_t CudaBackend::taken_bytes() const {
   return static_cast<int64_t>(total - free);
 }
 
+int64_t CudaBackend::free_bytes() const {
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return static_cast<int64_t>(free);
+}
+
 }  // namespace pq::cuda

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <exception>
 
+#include "app/rank_memory.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -108,6 +109,7 @@ void plan_within(const ModelFlags& flags, const Session& session, Model* model) 
                         : model->runtime.place == Place::gpu
                             ? model->device_free_bytes + device_context_bytes(model->runtime.cublas)
                             : proc_bytes("/proc/meminfo", "MemAvailable") / session.local_ranks();
+  model->memory_limit = limit;
   model->plan = plan_rank(model->config, model->runtime, *model->source, session.rank(), session.ranks(), limit);
   check_memory(*model, flags, limit);
 }
@@ -197,39 +199,20 @@ void load_model(Session& session, Model* model, Backend* backend, Communicator* 
   const auto start = std::chrono::steady_clock::now();
   session.agree("loading the weights", [&] {
     ProgressBar bar("loading", model->plan.weights / 1'000'000, "MB");
-    model->transformer = std::make_unique<Transformer>(
-        model->config, model->runtime, backend ? *backend : *model->backend,
-        comm          ? *comm
-        : model->comm ? *model->comm
-                      : session.comm(),
-        *model->source, [&](int64_t bytes) { bar.set(std::min(bytes, model->plan.weights) / 1'000'000); },
-        model->plan.host_embedding > 0);
+    try {
+      model->transformer = std::make_unique<Transformer>(
+          model->config, model->runtime, backend ? *backend : *model->backend,
+          comm          ? *comm
+          : model->comm ? *model->comm
+                        : session.comm(),
+          *model->source, [&](int64_t bytes) { bar.set(std::min(bytes, model->plan.weights) / 1'000'000); },
+          model->plan.host_embedding > 0);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::environment) throw;
+      throw Error(error.kind(), exhausted_text(error.what(), *model, session.rank(), session.ranks()));
+    }
   });
   model->load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-std::vector<RankMemory> gather_memory(Session& session, const Model& model) {
-  RankMemory mine;
-  mine.planned_bytes = model.plan.total();
-  mine.weight_bytes = model.plan.weights;
-  mine.allocated_bytes = model.transformer->allocated_bytes();
-  mine.resident_bytes = peak_resident_bytes();
-  std::vector<RankMemory> all(static_cast<size_t>(session.ranks()));
-  session.comm().all_gather(&mine, sizeof mine, all.data());
-  return all;
-}
-
-void log_memory(const std::vector<RankMemory>& memory, double load_seconds) {
-  int64_t weights = 0;
-  for (size_t rank = 0; rank < memory.size(); ++rank) {
-    const RankMemory& m = memory[rank];
-    log_once(fmt::format("rank {}: {} weights, {} state and workspace; planned {}, resident {}", rank, bytes_text(m.weight_bytes),
-                         bytes_text(m.allocated_bytes - m.weight_bytes), bytes_text(m.planned_bytes),
-                         bytes_text(m.resident_bytes)));
-    weights += m.weight_bytes;
-  }
-  log_once(fmt::format("loaded {} in {:.2f} s, {:.2f} GB/s", bytes_text(weights), load_seconds,
-                       static_cast<double>(weights) / 1e9 / std::max(load_seconds, 1e-9)));
 }
 
 std::string plan_text(const MemoryPlan& plan) {

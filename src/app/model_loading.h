@@ -27,6 +27,7 @@ struct Model {
   MemoryPlan plan;
   DeviceIdentity device{};        // of backend
   int64_t device_free_bytes = 0;  // what it had free when it was opened; this rank's share of that, once the devices are shared out
+  int64_t memory_limit = 0;       // what the plan was held against; 0: nothing
   std::unique_ptr<Backend> backend;
   std::unique_ptr<DeviceSum> sum;      // between GPUs; null: values pass through the session's communicator
   std::unique_ptr<Communicator> comm;  // the session's with that sum; null without one
@@ -74,19 +75,6 @@ Model open_model(Session& session, const ModelFlags& flags);
 // Collective. Loads this rank's slice, with a progress bar on rank 0. backend, comm: what the model runs on instead of its own,
 // when given; they outlive it.
 void load_model(Session& session, Model* model, Backend* backend = nullptr, Communicator* comm = nullptr);
-
-// What load_model came to on one rank.
-struct RankMemory {
-  int64_t planned_bytes = 0;
-  int64_t weight_bytes = 0;
-  int64_t allocated_bytes = 0;  // weights, state and workspace
-  int64_t resident_bytes = 0;   // of the process, at its peak so far
-};
-
-// Collective. All ranks' memory on every rank, in rank order.
-std::vector<RankMemory> gather_memory(Session& session, const Model& model);
-// "rank 0: ..." for each rank, and the time and rate of loading; by rank 0 to stderr.
-void log_memory(const std::vector<RankMemory>& memory, double load_seconds);
 
 // Options of the step from the flags. Throws ErrorKind::usage when the context exceeds the model's positions.
 RuntimeOptions runtime_options(const ModelFlags& flags, const ModelConfig& config);

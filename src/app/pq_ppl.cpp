@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "app/model_loading.h"
+#include "app/rank_memory.h"
 #include "app/options.h"
 #include "base/error.h"
 #include "base/file.h"

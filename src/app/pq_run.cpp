@@ -12,6 +12,7 @@
 
 #include "app/chat.h"
 #include "app/model_loading.h"
+#include "app/rank_memory.h"
 #include "app/options.h"
 #include "app/plan.h"
 #include "app/text_run.h"

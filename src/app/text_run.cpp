@@ -98,6 +98,9 @@ void TextRun::write_json(const GenerationResult& result, const std::string& text
                               {"weight_bytes", rank.weight_bytes},
                               {"allocated_bytes", rank.allocated_bytes},
                               {"resident_bytes", rank.resident_bytes}});
+    if (rank.device_bytes == 0) continue;
+    json["memory"].back()["device_bytes"] = rank.device_bytes;
+    json["memory"].back()["device_taken_bytes"] = rank.device_taken;
   }
   const std::string line = json.dump() + "\n";
   const IdleScope for_the_reader;

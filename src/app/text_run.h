@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "app/model_loading.h"
+#include "app/rank_memory.h"
 #include "base/hash.h"
 #include "engine/generator.h"
 #include "text/tokenizer.h"
