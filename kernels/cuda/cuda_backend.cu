@@ -273,6 +273,18 @@ bool CudaBackend::forget_graphs() {
   return true;
 }
 
+Buffer CudaBackend::take_mapped(int64_t bytes) {
+  const auto kept = std::find_if(mapped_.begin(), mapped_.end(), [&](const Buffer& b) { return b.bytes() == bytes; });
+  if (kept == mapped_.end()) return allocate(bytes);
+  Buffer buffer = std::move(*kept);
+  mapped_.erase(kept);
+  return buffer;
+}
+
+void CudaBackend::keep_mapped(Buffer buffer) {
+  if (buffer.bytes() > 0) mapped_.push_back(std::move(buffer));
+}
+
 float* CudaBackend::scratch(int64_t floats) {
   if (scratch_.bytes() < 4 * floats) {
     synchronize();

@@ -71,6 +71,11 @@ class CudaBackend : public Backend, public PinnedMemory, public DeviceMeasure {
 
   // Destroys the recorded steps, without waiting for one that runs. False, with nothing done, while a step is being recorded.
   bool forget_graphs();
+  // Memory for other ranks to map, of so many bytes; zero or what an earlier use left. What is kept is given out again and freed
+  // with the backend: the runtime does not define what becomes of memory that is freed while another process has it mapped. At that
+  // end nobody uses it, since a sum has ended when all have written, though a rank may be about to unmap it.
+  Buffer take_mapped(int64_t bytes);
+  void keep_mapped(Buffer buffer);
   cudaStream_t stream() const { return stream_; }
   int device() const { return device_; }
   // Called again and again while the host waits for the stream, with the seconds it has waited, so that a rank which waits for
@@ -124,6 +129,7 @@ class CudaBackend : public Backend, public PinnedMemory, public DeviceMeasure {
   std::map<const Codebook*, EncodeTableCopy> encode_tables_;
   Buffer encode_report_;
   Buffer scratch_;
+  std::vector<Buffer> mapped_;  // kept, in nobody's use
   // Pinned memory from which ids and spans travel, and where they arrive: in the same place of the ring, or, those of a step, in
   // step_area_, spans first.
   Buffer ring_;

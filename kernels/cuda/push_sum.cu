@@ -208,7 +208,7 @@ class SharedArea {
 class PushSum : public DeviceSum {
  public:
   PushSum(CudaBackend& backend, PushMemory memory, const RankExchange& exchange, uint64_t time_limit_ns)
-      : backend_(backend), memory_(memory), rank_(exchange.rank) {
+      : backend_(backend), memory_(memory), rank_(exchange.rank), inbox_{backend, {}} {
     require_ranks(exchange);
     places_.rank = exchange.rank;
     places_.ranks = exchange.ranks;
@@ -216,7 +216,7 @@ class PushSum : public DeviceSum {
     // A rank that lacks memory says so in the exchanges below, which every rank enters.
     try {
       counts_ = backend.allocate(kBlocks * 4);
-      if (memory == PushMemory::peer) inbox_ = backend.allocate(kSenderBytes * exchange.ranks);
+      if (memory == PushMemory::peer) inbox_.buffer = backend.take_mapped(kSenderBytes * exchange.ranks);
       void* status = nullptr;
       cuda::check(cudaMallocHost(&status, 64), "cudaMallocHost");
       status_.reset(static_cast<uint32_t*>(status));
@@ -233,10 +233,8 @@ class PushSum : public DeviceSum {
   }
   PushSum(const PushSum&) = delete;
   PushSum& operator=(const PushSum&) = delete;
-  ~PushSum() override {
-    cudaStreamSynchronize(backend_.stream());
-    for (void* peer : opened_) cudaIpcCloseMemHandle(peer);
-  }
+  // Nothing of this rank writes to the others from here on.
+  ~PushSum() override { cudaStreamSynchronize(backend_.stream()); }
 
   std::string name() const override { return memory_ == PushMemory::peer ? "p2p" : "host"; }
 
@@ -302,12 +300,18 @@ class PushSum : public DeviceSum {
       char usable;
     };
     Handle mine{};
-    mine.usable = status_ && cudaIpcGetMemHandle(&mine.memory, inbox_.data()) == cudaSuccess ? 1 : 0;
-    // The inbox is zero, which is no cookie, before anybody writes to it.
-    backend_.synchronize();
+    mine.usable = status_ && cudaIpcGetMemHandle(&mine.memory, inbox_.buffer.data()) == cudaSuccess ? 1 : 0;
     std::vector<Handle> all(static_cast<size_t>(exchange.ranks));
     exchange.all_gather(&mine, sizeof mine, all.data());
+    // All have ended the sums of before, of which the inbox may hold packets. It is zero, which is no cookie, before the second
+    // exchange, and nobody writes to it before that.
     bool opened = true;
+    try {
+      backend_.zero(inbox_.buffer.data(), inbox_.buffer.bytes());
+      backend_.synchronize();
+    } catch (const Error&) {
+      opened = false;
+    }
     for (int r = 0; r < exchange.ranks; ++r) {
       if (r == rank_) continue;
       void* peer = nullptr;
@@ -315,9 +319,9 @@ class PushSum : public DeviceSum {
       opened =
           opened && handle.usable != 0 && cudaIpcOpenMemHandle(&peer, handle.memory, cudaIpcMemLazyEnablePeerAccess) == cudaSuccess;
       if (peer == nullptr) continue;
-      opened_.push_back(peer);
+      opened_.emplace_back(peer);
       places_.send[places_.targets++] = reinterpret_cast<uint64_t*>(static_cast<char*>(peer) + rank_ * kSenderBytes);
-      places_.receive[r] = reinterpret_cast<const uint64_t*>(inbox_.as<char>() + r * kSenderBytes);
+      places_.receive[r] = reinterpret_cast<const uint64_t*>(inbox_.buffer.as<char>() + r * kSenderBytes);
     }
     cudaGetLastError();
     const char usable = opened ? 1 : 0;
@@ -334,13 +338,21 @@ class PushSum : public DeviceSum {
   const int rank_;
   Places places_{};
   Buffer counts_;
-  Buffer inbox_;
+  // Other ranks may have it mapped when this sum is gone.
+  struct Inbox {
+    CudaBackend& backend;
+    Buffer buffer;
+    ~Inbox() { backend.keep_mapped(std::move(buffer)); }
+  } inbox_;
   struct FreeHost {
     void operator()(uint32_t* host) const { cudaFreeHost(host); }
   };
   std::unique_ptr<uint32_t, FreeHost> status_;
   std::unique_ptr<SharedArea> shared_;
-  std::vector<void*> opened_;
+  struct CloseMapping {
+    void operator()(void* peer) const { cudaIpcCloseMemHandle(peer); }
+  };
+  std::vector<std::unique_ptr<void, CloseMapping>> opened_;
 };
 
 }  // namespace

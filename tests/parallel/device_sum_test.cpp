@@ -10,6 +10,7 @@
 #include "base/random.h"
 #include "comm/sum_choice.h"
 #include "tests/support/simt/emulated_backend.h"
+#include "tests/support/simt/simt.h"
 
 namespace pq {
 namespace {
@@ -195,6 +196,44 @@ INSTANTIATE_TEST_SUITE_P(Ranks, PushSumTest, ::testing::Combine(::testing::Value
                          [](const auto& info) {
                            return std::string(std::get<0>(info.param)) + std::to_string(std::get<1>(info.param));
                          });
+
+// A rank may end its sum while another has its memory mapped: it is not freed, and a later sum that uses it again does not take the
+// packets of the first for news.
+TEST(DeviceSums, LeaveMemoryThatIsMappedToTheNext) {
+  const int64_t before = simt::freed_while_mapped();
+  run_threads(2, [&](Communicator& comm) {
+    const std::unique_ptr<Backend> backend = make_emulated_cuda_backend(comm.rank());
+    const Buffer buffer = backend->allocate(4 * 100);
+    const auto add = [&](DeviceSum& sum, float value) {
+      std::vector<float> values(100, value);
+      backend->upload(buffer.data(), values.data(), 400);
+      sum.all_reduce_sum(buffer.as<float>(), 100);
+      backend->download(values.data(), buffer.data(), 400);
+      return values;
+    };
+    std::unique_ptr<DeviceSum> sum = make_emulated_sum(*backend, "p2p", exchange_of(comm), 60);
+    EXPECT_EQ(add(*sum, 1.0f), std::vector<float>(100, 2.0f));
+    comm.barrier();
+    const int64_t used = simt::memory_used();
+    comm.barrier();
+    if (comm.rank() == 0) sum.reset();
+    comm.barrier();
+    EXPECT_EQ(simt::freed_while_mapped(), before);
+    comm.barrier();
+    sum.reset();
+    sum = make_emulated_sum(*backend, "p2p", exchange_of(comm), 60);
+    comm.barrier();
+    EXPECT_EQ(simt::memory_used(), used);
+    comm.barrier();
+    // Time for the other to read what there is.
+    if (comm.rank() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    EXPECT_EQ(add(*sum, 2.0f), std::vector<float>(100, 4.0f));
+    comm.barrier();
+    sum.reset();
+    comm.barrier();
+  });
+  EXPECT_EQ(simt::freed_while_mapped(), before);
+}
 
 TEST(DeviceSums, SayWhyTheyAreImpossible) {
   run_threads(2, [&](Communicator& comm) {

@@ -30,6 +30,9 @@ std::map<char*, size_t>& allocations() {
   return all;
 }
 int64_t used = 0;
+// Allocations that an open handle refers to, and how many were freed all the same.
+std::map<void*, int> mapped;
+int64_t freed_mapped = 0;
 thread_local cudaError_t last = cudaSuccess;
 
 cudaError_t remember(cudaError_t error) {
@@ -65,6 +68,10 @@ namespace simt {
 void check_canaries() {
   const std::lock_guard<std::mutex> lock(mutex);
   for (const auto& [data, bytes] : allocations()) check_canary(data, bytes);
+}
+int64_t freed_while_mapped() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  return freed_mapped;
 }
 int64_t graph_launches() { return graphs_launched.load(); }
 int64_t memory_total() { return kTotal; }
@@ -153,6 +160,7 @@ cudaError_t cudaFree(void* data) {
     std::fprintf(stderr, "simt: cudaFree of what cudaMalloc did not give\n");
     std::abort();
   }
+  freed_mapped += mapped.count(data) > 0 ? 1 : 0;
   check_canary(found->first, found->second);
   used -= static_cast<int64_t>(found->second);
   std::free(found->first - kCanary);
@@ -264,9 +272,17 @@ cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* data) {
 }
 cudaError_t cudaIpcOpenMemHandle(void** data, cudaIpcMemHandle_t handle, unsigned) {
   *data = handle.data;
+  const std::lock_guard<std::mutex> lock(mutex);
+  ++mapped[handle.data];
   return cudaSuccess;
 }
-cudaError_t cudaIpcCloseMemHandle(void*) { return cudaSuccess; }
+cudaError_t cudaIpcCloseMemHandle(void* data) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = mapped.find(data);
+  if (found == mapped.end()) return remember(cudaErrorInvalidValue);
+  if (--found->second == 0) mapped.erase(found);
+  return cudaSuccess;
+}
 cudaError_t cudaHostRegister(void*, size_t, unsigned) {
   return captures() ? remember(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
 }

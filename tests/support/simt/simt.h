@@ -74,6 +74,8 @@ void check_canaries();
 // Bytes of emulated device memory, and how many are taken.
 int64_t memory_total();
 int64_t memory_used();
+// Allocations that were freed while another rank had them mapped, since the process began.
+int64_t freed_while_mapped();
 // Whether one allocation of emulated device memory holds all of [data, data + bytes).
 bool inside_allocation(const void* data, size_t bytes);
 
