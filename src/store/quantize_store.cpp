@@ -24,6 +24,7 @@
 #include "store/checkpoint.h"
 #include "store/quantizer.h"
 #include "store/shard_store.h"
+#include "store/source_record.h"
 #include "store/store_reader.h"
 
 namespace pq {
@@ -97,9 +98,9 @@ void remove_if_present(const std::string& path) {
   if (code) throw Error(ErrorKind::io, fmt::format("cannot remove {}: {}", path, code.message()));
 }
 
-// Names this job writes: manifest.json, job.json, job.failed, shard-<digits>.<anything>.
+// Names this job writes: manifest.json, source.json, job.json, job.failed, shard-<digits>.<anything>.
 bool is_own_name(const std::string& name) {
-  if (name == kManifestName || name == kJobName || name == kFailedName) return true;
+  if (name == kManifestName || name == kSourceRecordName || name == kJobName || name == kFailedName) return true;
   if (name.rfind("shard-", 0) != 0) return false;
   const size_t end = name.find_first_not_of("0123456789", 6);
   return end != std::string::npos && end > 6 && name[end] == '.';
@@ -162,6 +163,25 @@ bool is_finished(const StoreJob& job, const Plan& plan, int64_t shard) {
   } catch (const Error&) {
     return false;
   }
+}
+
+// Rank 0: that finished shards hold the weights the source has now; the fingerprint reads none. Stores of before there was a record
+// have none. `finished` as in quantize_store.
+void check_source(const StoreJob& job, const Plan& plan, const std::vector<uint8_t>& finished) {
+  const std::string path = job.destination + "/" + kSourceRecordName;
+  if (path_exists(path)) {
+    std::vector<SafetensorsLocation> tensors;
+    for (const TensorRecord& record : plan.records) {
+      if (!finished.back() && !finished[static_cast<size_t>(record.spec.shard)]) continue;
+      const SourceTensor& tensor = plan.checkpoint->tensor(record.spec);
+      if (tensor.bits == 0)
+        tensors.push_back(tensor.plain);
+      else
+        tensors.insert(tensors.end(), {tensor.coded.codes, tensor.coded.norms});
+    }
+    check_source_record(tensors, read_text_file(path, kMaxManifestBytes), path);
+  }
+  if (!finished.back()) write_file_atomically(path, source_record_text(plan.checkpoint->files()));
 }
 
 void write_shard(const StoreJob& job, const Plan& plan, int64_t shard, const std::function<void(int64_t weights)>& progress) {
@@ -362,6 +382,7 @@ StoreReport quantize_store(const StoreJob& job, Backend& backend, Communicator& 
     finished.back() = prepare_destination(job, plan);
     for (size_t shard = 0; shard + 1 < finished.size() && !finished.back(); ++shard)
       finished[shard] = is_finished(job, plan, static_cast<int64_t>(shard));
+    check_source(job, plan, finished);
   });
   comm.broadcast(finished.data(), static_cast<int64_t>(finished.size()));
   const bool complete = finished.back() != 0;

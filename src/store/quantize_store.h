@@ -3,9 +3,10 @@
 // rank finish its shard.
 //
 // While it runs, DST holds job.json (what is being made) and beside each finished shard shard-N.json (what it holds); manifest.json
-// comes last and both are then removed. A rank that fails makes job.failed, at which the others stop; the next run removes it.
-// Every byte of the source is read once in total: two tensors that are the same bytes of the source, cut and coded alike (a tied
-// head), are stored once; where a policy gives them different formats the source is read for each.
+// comes last and both are then removed. source.json (source_record.h) stays, so that neither a job that goes on nor a store that is
+// found complete is taken for one of a source whose weights have changed. A rank that fails makes job.failed, at which the others
+// stop; the next run removes it. Every byte of the source is read once in total: two tensors that are the same bytes of the source,
+// cut and coded alike (a tied head), are stored once; where a policy gives them different formats the source is read for each.
 #pragma once
 
 #include <cstdint>
@@ -64,7 +65,8 @@ struct StoreReport {
   std::string recipe;
 };
 
-// Collective. Throws ErrorKind::usage when DST holds something else and `force` is not set, ErrorKind::input for a bad source.
+// Collective. Throws ErrorKind::usage when DST holds something else and `force` is not set, ErrorKind::input for a bad source or
+// one that changed.
 StoreReport quantize_store(const StoreJob& job, Backend& backend, Communicator& comm, const Agree& agree);
 
 // Which rank writes which shard: the largest first, each to the rank with the least so far. work[i] is the size of shard i;

@@ -70,9 +70,10 @@ class Quantize : public testing::Test {
     const auto result = quantize(0, joined({test::demo_path(), store}, arguments));
     EXPECT_EQ(result.code, 0) << result.err;
     Files files = files_of(store);
-    // Shards, manifest.json and what is copied of the checkpoint; no trace of the job.
-    std::set<std::string> names = {"manifest.json",          "config.json",        "tokenizer.json", "tokenizer_config.json",
-                                   "generation_config.json", "chat_template.jinja"};
+    // Shards, manifest.json, samples of the source and what is copied of the checkpoint; no trace of the job.
+    std::set<std::string> names = {"manifest.json",      "source.json",           "config.json",
+                                   "tokenizer.json",     "tokenizer_config.json", "generation_config.json",
+                                   "chat_template.jinja"};
     for (size_t shard = 0; shard < kShards; ++shard) names.insert("shard-0000" + std::to_string(shard) + ".h5");
     std::set<std::string> found;
     for (const auto& [name, content] : files) found.insert(name);

@@ -354,6 +354,39 @@ TEST_F(Resume, AnotherRecipeOrSourceIsRefusedWithoutForce) {
   EXPECT_HAS(error_of(ErrorKind::usage, [&] { make_store(job("store", other)); }), "holds a store made otherwise");
 }
 
+// Weights with the names, shapes and sizes of others have their fingerprint: a store must not become half of the one and half of
+// the other.
+TEST_F(Resume, WeightsThatChangedAreRefusedByName) {
+  make_store(job("whole"));
+  interrupt("part");
+  write_checkpoint(dir_ / "hf", model_, "model.", {}, 0.03);
+  const std::string whole = error_of(ErrorKind::input, [&] { make_store(job("whole")); });
+  EXPECT_HAS(whole, "hf/model.safetensors-0000");
+  EXPECT_HAS(whole, "holds another \"");
+  EXPECT_HAS(whole, "whole was made from; bring it back, name another directory, or begin anew with --force");
+  EXPECT_HAS(error_of(ErrorKind::input, [&] { make_store(job("part"), 2); }), "part was made from");
+  StoreJob forced = job("part");
+  forced.force = true;
+  EXPECT_EQ(make_store(forced).shards_kept, 0);
+  expect_same_bits("part", {});
+  // A tensor of a shard that is not finished may be another: a file that was fetched again.
+  interrupt("again");
+  EXPECT_EQ(make_store(job("again")).shards_kept, 2);
+}
+
+TEST_F(Resume, StoresWithoutSamplesOfTheirSourceGoOn) {
+  make_store(job("whole"));
+  interrupt("part");
+  const auto whole = directory_bytes(dir_ / "whole");
+  std::filesystem::remove(dir_ / "whole/source.json");
+  std::filesystem::remove(dir_ / "part/source.json");
+  EXPECT_TRUE(make_store(job("whole")).already_complete);
+  EXPECT_EQ(make_store(job("part")).shards_kept, 2);
+  EXPECT_EQ(directory_bytes(dir_ / "part"), whole);
+  spit(dir_ / "part/source.json", "{");
+  EXPECT_HAS(error_of(ErrorKind::input, [&] { make_store(job("part")); }), "source.json");
+}
+
 TEST_F(Resume, ForeignDirectoriesAreLeftAlone) {
   std::filesystem::create_directory(dir_ / "mine");
   spit(dir_ / "mine/notes.txt", "x");
