@@ -84,6 +84,19 @@ std::string suggestion(const CLI::App& app, const std::string& word) {
   return nearest.empty() ? "" : ", did you mean " + nearest + "?";
 }
 
+// Flags whose type is one of these hold numbers. CLI11 takes "nan" for one that lies in every range, and cuts what is too large for
+// an integer.
+void check_numbers(const CLI::App& app, const std::string& advice) {
+  for (const CLI::Option* option : app.get_options()) {
+    const std::string type = option->get_type_name().substr(0, option->get_type_name().find(':'));
+    if (type != "N" && type != "N,..." && type != "X" && type != "SECONDS") continue;
+    for (const std::string& text : option->results())
+      if (const double value = std::strtod(text.c_str(), nullptr); !(std::abs(value) <= 0x1p63))
+        throw Error(ErrorKind::usage,
+                    fmt::format("{} is {}, but must be a number of at most 2^63{}", option->get_name(), text, advice));
+  }
+}
+
 std::string one_line(std::string text) {
   std::replace(text.begin(), text.end(), '\n', ' ');
   return text;
@@ -175,7 +188,7 @@ void add_model_flags(CLI::App* app, ModelFlags* flags) {
          },
          "positions to hold; 0: all of the model [4096]")
       ->type_name("N")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(int64_t{0}, kMaxModelPositions));
   app->add_option("-b,--batch-size", flags->batch, "tokens a step holds at most")
       ->type_name("N")
       ->check(CLI::Range(1, 65536))
@@ -202,6 +215,7 @@ std::optional<std::string> parse_command_line(CLI::App* app, int argc, char** ar
   const std::string advice = "; see " + app->get_name() + " --help";
   try {
     app->parse(words);
+    check_numbers(*app, advice);
     return std::nullopt;
   } catch (const CLI::CallForHelp&) {
     return app->help();

@@ -342,6 +342,24 @@ TEST(Run, UsageErrors) {
   EXPECT_THAT(refusal(run_demo(0, {"-f", "/nowhere/prompt.txt"}), {65, 74}), HasSubstr("/nowhere/prompt.txt"));
 }
 
+// What compares with nothing lies in no range, and what no integer holds is not cut to one that does.
+TEST(Run, NumbersAreFinite) {
+  for (const char* flag :
+       {"--watchdog", "--temp", "--top-k", "--top-p", "--min-p", "--repeat-penalty", "--presence-penalty", "--frequency-penalty",
+        "--repeat-last-n", "--ctx-size", "--batch-size", "--threads", "--predict", "--seed", "--memory"}) {
+    for (const char* value : {"nan", "-nan", "inf", "-inf", "1e400", "99999999999999999999"}) {
+      const std::string word = std::string(flag) + "=" + value;
+      EXPECT_THAT(refusal(run_demo(0, {"-p", "x", "-n", "1", word}), {64}), HasSubstr(flag)) << word;
+    }
+  }
+  for (const char* flag : {"--watchdog", "--temp", "--top-k", "--top-p", "--min-p", "--repeat-penalty", "--ctx-size",
+                           "--batch-size", "--threads", "--memory"}) {
+    const std::string line = refusal(run_demo(0, {"-p", "x", "-n", "1", std::string(flag) + "=-1"}), {64});
+    EXPECT_THAT(line, HasSubstr(flag));
+    EXPECT_LT(line.size(), 200u);
+  }
+}
+
 TEST(Run, HelpFitsItsScreen) {
   const auto result = run(0, {"--help"});
   EXPECT_EQ(result.code, 0);
