@@ -324,6 +324,8 @@ void Session::broadcast_message(std::vector<uint8_t>* message) {
     std::copy_n(message->begin(), std::min(bytes, kShortMessageBytes), start.data);
   }
   impl_->comm->broadcast(&start, sizeof start);
+  if (start.bytes < 0 || start.bytes > kMaxMessageBytes)
+    throw Error(ErrorKind::internal, "rank 0 announces a message of " + std::to_string(start.bytes) + " bytes");
   message->resize(static_cast<size_t>(start.bytes));
   if (impl_->rank != 0) std::copy_n(start.data, std::min(start.bytes, kShortMessageBytes), message->begin());
   if (start.bytes > kShortMessageBytes)

@@ -417,7 +417,11 @@ StoreReport quantize_store(const StoreJob& job, Backend& backend, Communicator& 
       if (comm.rank() != 0) return;
       std::vector<std::string> notes(work.size());
       for (const std::string& text : texts)
-        for (const auto& pair : nlohmann::json::parse(text)) notes[pair[0].get<size_t>()] = pair[1].get<std::string>();
+        for (const auto& pair : nlohmann::json::parse(text)) {
+          const auto shard = pair.at(0).get<size_t>();
+          require(shard < notes.size(), "quantise: a rank sent the note of a shard that there is not");
+          notes[shard] = pair.at(1).get<std::string>();
+        }
       write_manifest(job, plan, notes);
     });
   }

@@ -1,7 +1,8 @@
 // Fails on demand, to test run_program from outside (tests/parallel/failures_test.cpp). Without arguments it succeeds.
 //   failures_main WHERE RANK: WHERE is agree, early, late, bad_alloc, exception, unknown; RANK fails, "all" for every rank.
 // While one rank fails, the others wait in a collective. WHERE may also be operation, count or end: from step 50 on RANK calls
-// another collective than the others, or with another count, or none. A third argument: --check-collectives or nothing.
+// another collective than the others, or with another count, or none. Or message: rank 0 sends RANK bytes that are no message. A
+// third argument: --check-collectives or nothing.
 #include <unistd.h>
 
 #include <cstdio>
@@ -9,6 +10,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "comm/session.h"
 
@@ -33,7 +35,15 @@ int main(int argc, char** argv) {
     session.agree("start", [&] {
       if (where == "agree" && chosen) fail(where, session.rank());
     });
-    if (where != "late" && where != "agree" && !diverges && chosen) fail(where, session.rank());
+    if (where == "message") {
+      std::vector<uint8_t> message(512, 0xff);
+      if (session.rank() == 0) {
+        session.comm().broadcast(message.data(), 512);
+      } else {
+        session.broadcast_message(&message);
+      }
+    } else if (where != "late" && where != "agree" && !diverges && chosen)
+      fail(where, session.rank());
     if (session.rank() == 0) std::printf("data\n");
     for (int step = 0; step < 100; ++step) {
       if (where == "late" && step == 50 && chosen) {

@@ -78,6 +78,14 @@ TEST(Failures, EveryRankFailsInAgreement) {
     EXPECT_LT(result.seconds, kPromptSeconds);
   }
 }
+// As from a rank 0 of another version: the length is looked at before memory is taken.
+TEST(Failures, AMessageOfImpossibleLengthIsRefused) {
+  const auto result = test::run_process(test::program_command(2, "failures_main", {"message", "0"}));
+  EXPECT_EQ(result.code, 70) << result.err;
+  ASSERT_EQ(test::lines_of(result.err).size(), 1u) << result.err;
+  EXPECT_THAT(result.err, HasSubstr("failures[1]: rank 0 announces a message of -1 bytes (in "));
+}
+
 
 TEST(Failures, SuccessIsSilent) {
   for (const int ranks : {0, 1, 2, 4}) {

@@ -387,6 +387,38 @@ TEST_F(Resume, StoresWithoutSamplesOfTheirSourceGoOn) {
   EXPECT_HAS(error_of(ErrorKind::input, [&] { make_store(job("part")); }), "source.json");
 }
 
+// Rank 1 of another version: its notes are of a shard that there is not.
+class StrangeNotes : public Communicator {
+ public:
+  explicit StrangeNotes(Communicator& comm) : comm_(comm) {}
+  int rank() const override { return comm_.rank(); }
+  int size() const override { return comm_.size(); }
+  std::string name() const override { return comm_.name(); }
+  void all_reduce_sum(float* data, int64_t count) override { comm_.all_reduce_sum(data, count); }
+  void all_gather(const void* data, int64_t bytes, void* out) override { comm_.all_gather(data, bytes, out); }
+  void gather(const void* data, int64_t bytes, void* out) override {
+    std::string sent(static_cast<const char*>(data), static_cast<size_t>(bytes));
+    if (rank() == 1 && sent.rfind("[[", 0) == 0) sent[2] = '7';
+    comm_.gather(sent.data(), bytes, out);
+  }
+  void broadcast(void* data, int64_t bytes) override { comm_.broadcast(data, bytes); }
+  void barrier() override { comm_.barrier(); }
+
+ private:
+  Communicator& comm_;
+};
+
+TEST_F(Store, ANoteOfNoShardIsRefused) {
+  const auto make = [&] {
+    run_threads(2, [&](Communicator& comm) {
+      StrangeNotes strange(comm);
+      quantize_store(job("store"), *make_backend("cpu"), strange, testing::thread_agree(strange));
+    });
+  };
+  EXPECT_HAS(error_of(ErrorKind::internal, make), "the note of a shard that there is not");
+  EXPECT_FALSE(path_exists(dir_ / "store/manifest.json"));
+}
+
 TEST_F(Resume, ForeignDirectoriesAreLeftAlone) {
   std::filesystem::create_directory(dir_ / "mine");
   spit(dir_ / "mine/notes.txt", "x");
