@@ -125,7 +125,10 @@ void on_terminate() {
     what = error.what();
   } catch (...) {
   }
-  say_last_words("internal error: " + what);
+  LineBuffer line;
+  line << "internal error: " << what.c_str() << " in ";
+  say_where(line);
+  say_last_words({line.data(), line.size()});
   expect_end(static_cast<int>(ErrorKind::internal));
   _exit(static_cast<int>(ErrorKind::internal));
 }

@@ -305,13 +305,14 @@ void Session::agree(const std::string& where, const std::function<void()>& work)
   impl_->comm->all_gather(&kind, sizeof kind, kinds.data());
   const auto failed = std::find_if(kinds.begin(), kinds.end(), [](int value) { return value != 0; });
   if (failed == kinds.end()) return;
+  const std::string own = message;
+  message = "rank " + std::to_string(impl_->rank) + " on " + host_name() + ": " + message;
   message.resize(kMaxErrorBytes - 1);
   message.push_back('\0');
   std::vector<char> messages(static_cast<size_t>(kMaxErrorBytes * impl_->ranks));
   impl_->comm->all_gather(message.data(), kMaxErrorBytes, messages.data());
   const int first = static_cast<int>(failed - kinds.begin());
-  const std::string prefix = first == impl_->rank ? "" : "rank " + std::to_string(first) + ": ";
-  throw AgreedError(static_cast<ErrorKind>(*failed), prefix + (messages.data() + first * kMaxErrorBytes));
+  throw AgreedError(static_cast<ErrorKind>(*failed), first == impl_->rank ? own : messages.data() + first * kMaxErrorBytes);
 }
 
 void Session::broadcast_message(std::vector<uint8_t>* message) {
@@ -356,6 +357,8 @@ int run_program(const std::string& program, int argc, char** argv, const std::fu
     } catch (const Error& error) {
       code = error.exit_code();
       line = error.what();
+      // A mistake in what was asked for is the same everywhere.
+      if (error.kind() != ErrorKind::usage) line += " (" + where_text().substr(1) + ")";
     } catch (const std::bad_alloc&) {
       code = static_cast<int>(ErrorKind::environment);
       line = "out of memory" + where_text();

@@ -8,6 +8,7 @@
 #include <ctime>
 #include <vector>
 
+#include "base/signals.h"
 #include "comm/mpi_comm.h"
 #include "comm/session.h"
 #include "comm/shared_window.h"
@@ -109,7 +110,8 @@ void check_agree(pq::Session& session) {
     } catch (const pq::Error& error) {
       thrown = true;
       expect_true(error.kind() == pq::ErrorKind::io, "agree changed the kind of the error");
-      const std::string prefix = session.rank() == failing ? "" : "rank " + std::to_string(failing) + ": ";
+      const std::string prefix =
+          session.rank() == failing ? "" : "rank " + std::to_string(failing) + " on " + pq::host_name() + ": ";
       expect_true(error.what() == prefix + text, std::string("agree changed the message: ") + error.what());
     }
     expect_true(thrown, "agree threw nothing");

@@ -10,6 +10,12 @@ namespace {
 
 using testing::HasSubstr;
 
+std::string host_of_this_machine() {
+  char name[256] = {};
+  gethostname(name, sizeof name - 1);
+  return name;
+}
+
 // A job start takes 0.1 to 0.5 s; waiting for a rank that never comes would take for ever.
 constexpr double kPromptSeconds = 5 * test::kTimeFactor;
 
@@ -38,7 +44,9 @@ TEST_P(Failures, OneRankFails) {
       const std::string identity = ranks > 1 ? "failures[" + std::to_string(speaker) + "]: " : "failures: ";
       EXPECT_EQ(lines[0].rfind(identity, 0), 0u) << lines[0];
       if (agreed && failing != 0) {
-        EXPECT_THAT(lines[0], HasSubstr("rank " + std::to_string(failing) + ": "));
+        EXPECT_THAT(lines[0], HasSubstr("rank " + std::to_string(failing) + " on " + host_of_this_machine() + ": "));
+      } else if (!agreed) {
+        EXPECT_THAT(lines[0], HasSubstr(" on " + host_of_this_machine()));
       }
       if (std::string(param.where) == "late") {
         EXPECT_THAT(result.out, HasSubstr("last words\n"));
@@ -70,14 +78,6 @@ TEST(Failures, DivergenceIsAnErrorAndNoHang) {
   }
 }
 
-TEST(Failures, EveryRankFailsInAgreement) {
-  for (const int ranks : {2, 4}) {
-    const auto result = test::run_process(test::program_command(ranks, "failures_main", {"agree", "all"}));
-    EXPECT_EQ(result.code, 74);
-    EXPECT_EQ(result.err, "failures[0]: agree failed on rank 0\n");
-    EXPECT_LT(result.seconds, kPromptSeconds);
-  }
-}
 // As from a rank 0 of another version: the length is looked at before memory is taken.
 TEST(Failures, AMessageOfImpossibleLengthIsRefused) {
   const auto result = test::run_process(test::program_command(2, "failures_main", {"message", "0"}));
@@ -86,6 +86,14 @@ TEST(Failures, AMessageOfImpossibleLengthIsRefused) {
   EXPECT_THAT(result.err, HasSubstr("failures[1]: rank 0 announces a message of -1 bytes (in "));
 }
 
+TEST(Failures, EveryRankFailsInAgreement) {
+  for (const int ranks : {2, 4}) {
+    const auto result = test::run_process(test::program_command(ranks, "failures_main", {"agree", "all"}));
+    EXPECT_EQ(result.code, 74);
+    EXPECT_EQ(result.err, "failures[0]: agree failed on rank 0\n");
+    EXPECT_LT(result.seconds, kPromptSeconds);
+  }
+}
 
 TEST(Failures, SuccessIsSilent) {
   for (const int ranks : {0, 1, 2, 4}) {
