@@ -32,6 +32,7 @@ std::atomic<int> deferred{0};  // stops that wait for the watchdog
 std::atomic<bool> interrupted{false};
 std::atomic<bool> may_exit{false};
 char marker_path[4096];
+std::atomic<int> reserve{-1};  // given up for the marker where descriptors have run out
 char host[256] = "?";
 // A handler of a stack overflow needs a stack.
 alignas(16) char handler_stack[64 << 10];
@@ -156,6 +157,7 @@ bool say_last_words(std::string_view message) {
   text[size++] = '\n';
   write_line({text, size});
   if (marker_path[0] != '\0') {
+    ::close(reserve.exchange(-1));
     const int marker = ::open(marker_path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
     if (marker >= 0) ::close(marker);
   }
@@ -181,6 +183,7 @@ void install_signal_handlers() {
   if (gethostname(host, sizeof host - 1) != 0) host[0] = '?';
   if (const char* path = std::getenv("PQ_LAST_WORDS"); path != nullptr && std::strlen(path) < sizeof marker_path)
     std::memcpy(marker_path, path, std::strlen(path) + 1);
+  if (marker_path[0] != '\0') reserve = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
   stack_t stack{};
   stack.ss_sp = handler_stack;
   stack.ss_size = sizeof handler_stack;

@@ -112,6 +112,30 @@ TEST_F(Resources, AddressSpaceRunsOut) {
   test::refusal_line("pq-run", run_after("ulimit -v 40000", alone), {69});
 }
 
+// A reader that has what it wants is no failure of the job's.
+TEST_F(Resources, TheReaderOfTheOutputGoes) {
+  const std::string code = path("code");
+  const Words words = test::launched(2, "pq-run", {"-m", clean_path(), "-p", "Once upon a time", "-n", "2000", "--temp", "0"});
+  const auto result = test::run_process({"sh", "-c", "{ " + quoted(words) + "; echo $? > " + code + "; } | head -c 3"});
+  EXPECT_EQ(result.out.size(), 3u);
+  EXPECT_EQ(test::read_file(code), "141\n");
+  for (const std::string& line : test::lines_of(result.err)) EXPECT_TRUE(test::is_news_of_a_healthy_run(line)) << line;
+  EXPECT_LT(result.seconds, 20 * test::kTimeFactor);
+}
+
+// The line is the rank's and no other: what tells launch/pq that a rank spoke needs a descriptor too.
+TEST_F(Resources, DescriptorsOfLaunchedRanksRunOut) {
+  const std::string run = quoted({std::string(PQ_BIN_DIR) + "/pq-run", "-m", clean_path(), "-p", "x", "-n", "2"});
+  // Fewer and fewer, so that a shard, then the configuration cannot be opened; then Open MPI does not start.
+  for (int count = 30; count > 14; --count) {
+    const auto result =
+        test::run_process({test::launcher(), "-np", "2", "/bin/sh", "-c", "ulimit -n " + std::to_string(count) + " && exec " + run});
+    if (result.code == 0) continue;
+    if (result.code != 74) break;
+    EXPECT_THAT(test::refusal_line("pq-run", result, {74}), HasSubstr("Too many open files")) << count;
+  }
+}
+
 // Stops a job at a point, changes a file, and lets it go on.
 int change_under(const Words& command, const std::string& fault, const std::function<void()>& change, std::string* err) {
   test::TemporaryDirectory directory;
