@@ -58,6 +58,8 @@ void Chat::say(const std::string& message) {
 }
 
 void Chat::loop() {
+  // Ctrl-C between an answer and the prompt means one of the two.
+  const StopModeScope outer(settings_.interactive ? StopMode::prompt : StopMode::at_once);
   if (settings_.interactive) log_line(kCommands);
   for (std::string line;;) {
     if (settings_.interactive) std::fputs("> ", stderr);

@@ -124,5 +124,22 @@ TEST(StopSignals, CtrlCEndsTheAnswerAndTwiceAtThePromptTheChat) {
   EXPECT_THAT(chat.err(), testing::Not(HasSubstr("ended")));
 }
 
+// The signal comes when the answer has ended and the prompt is not there yet.
+TEST(StopSignals, CtrlCBetweenAnAnswerAndThePromptLeavesTheChat) {
+  for (const int ranks : {1, 2}) {
+    test::TemporaryDirectory directory;
+    const std::string mark = directory.path() + "/acted";
+    test::LiveJob chat(test::launched(ranks, "pq-run", {"-m", test::demo_path(), "--chat", "-n", "5", "--temp", "0", "--json"}),
+                       {"PQ_FAULT=int:idle:rank=0:nth=3", "PQ_FAULT_MARK=" + mark, "PQ_STDIN_IS_TERMINAL=1"});
+    chat.say("hello\n");
+    const auto answers = [&] { return test::lines_of(chat.out()).size(); };
+    ASSERT_TRUE(chat.wait_until([&] { return std::filesystem::exists(mark) && answers() == 1; })) << chat.err();
+    chat.say("again\n/exit\n");
+    EXPECT_EQ(chat.finish(), 0) << chat.err();
+    EXPECT_EQ(answers(), 2u) << chat.out();
+    EXPECT_THAT(chat.err(), testing::Not(HasSubstr("ended")));
+  }
+}
+
 }  // namespace
 }  // namespace pq
