@@ -37,7 +37,9 @@ void sync_directory_of(const std::string& path) {
 }  // namespace
 
 File File::open_read(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  // ENXIO: a socket or a device that is not there.
+  if (fd < 0 && errno == ENXIO) throw Error(ErrorKind::input, path + " is not a regular file");
   if (fd < 0) fail("open", path);
   File file(fd, path);
   struct stat info {};

@@ -13,6 +13,7 @@ class File {
  public:
   File() = default;
   static File open_read(const std::string& path);
+  // A regular file; anything else is ErrorKind::input, at once (a pipe without a writer would wait for one).
   // Creates or truncates `path`.
   static File create(const std::string& path);
   // For writing into an existing file.

@@ -1,6 +1,7 @@
 // Conversions over all 16-bit values, checked shapes, file errors, digests with published vectors, the random stream.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <cmath>
 #include <filesystem>
@@ -149,6 +150,16 @@ TEST(Files, RefusalsNameThePath) {
   EXPECT_EQ(error_of([&] { write_file_atomically(directory.file("no/such/place"), "x"); }).kind(), ErrorKind::io);
   write_file_atomically(directory.file("big"), std::string(100, 'x'));
   EXPECT_THAT(error_of([&] { read_text_file(directory.file("big"), 99); }).what(), HasSubstr("100 bytes, the limit is 99"));
+}
+
+// A pipe without a writer would wait for one; a socket cannot be opened.
+TEST(Files, WhatIsNoRegularFileIsRefusedAtOnce) {
+  const TemporaryDirectory directory;
+  ASSERT_EQ(mkfifo(directory.file("pipe").c_str(), 0600), 0);
+  const Error pipe = error_of([&] { File::open_read(directory.file("pipe")); });
+  EXPECT_EQ(pipe.kind(), ErrorKind::input);
+  EXPECT_THAT(pipe.what(), HasSubstr("pipe is not a regular file"));
+  EXPECT_EQ(error_of([] { File::open_read("/dev/null"); }).kind(), ErrorKind::input);
 }
 
 TEST(Files, ReplacementIsAtomicAndLeavesNoTemporary) {
