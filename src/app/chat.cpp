@@ -66,7 +66,7 @@ void Chat::loop() {
     {
       const IdleScope for_a_message;
       const StopModeScope mode(settings_.interactive ? StopMode::prompt : StopMode::at_once);
-      if (!std::getline(std::cin, line)) break;
+      if (!read_line(std::cin, "a line of standard input", kMaxTextBytes, &line)) break;
     }
     if (!line.empty() && line.back() == '\r') line.pop_back();
     if (line.find_first_not_of(" \t") == std::string::npos) continue;

@@ -7,7 +7,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
-#include <iterator>
 #include <random>
 
 #include "app/chat.h"
@@ -199,7 +198,7 @@ void speak(const RunOptions& o, Session& session, Model& model, const Text& text
     std::string prompt;
     {
       const IdleScope for_the_prompt;
-      prompt.assign(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
+      prompt = read_stream(std::cin, "the prompt on standard input", kMaxTextBytes);
     }
     const StopModeScope mode(StopMode::finish);
     run.generate(prompt_tokens(text, prompt), "");

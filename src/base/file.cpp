@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <istream>
 #include <system_error>
 #include <utility>
 
@@ -24,6 +25,10 @@ constexpr int64_t kMaxTransferBytes = int64_t{64} << 20;
 
 [[noreturn]] void fail(const std::string& what, const std::string& path) {
   throw Error(ErrorKind::io, "cannot " + what + " " + path + ": " + std::strerror(errno));
+}
+
+[[noreturn]] void refuse_length(const std::string& name, int64_t limit_bytes) {
+  throw Error(ErrorKind::input, name + " has more than " + std::to_string(limit_bytes) + " bytes, the limit");
 }
 
 void sync_directory_of(const std::string& path) {
@@ -155,6 +160,26 @@ std::string read_text_file(const std::string& path, int64_t limit_bytes) {
   std::string text(static_cast<size_t>(bytes), '\0');
   file.read_at(text.data(), bytes, 0);
   return text;
+}
+
+std::string read_stream(std::istream& in, const std::string& name, int64_t limit_bytes) {
+  std::string text;
+  char part[1 << 16];
+  while (in.read(part, sizeof part), in.gcount() > 0) {
+    text.append(part, static_cast<size_t>(in.gcount()));
+    if (static_cast<int64_t>(text.size()) > limit_bytes) refuse_length(name, limit_bytes);
+  }
+  return text;
+}
+
+bool read_line(std::istream& in, const std::string& name, int64_t limit_bytes, std::string* line) {
+  line->clear();
+  for (int c = in.get(); c != std::istream::traits_type::eof(); c = in.get()) {
+    if (c == '\n') return true;
+    if (static_cast<int64_t>(line->size()) == limit_bytes) refuse_length(name, limit_bytes);
+    line->push_back(static_cast<char>(c));
+  }
+  return !line->empty();
 }
 
 void write_file_atomically(const std::string& path, std::string_view content) {

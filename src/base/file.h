@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <iosfwd>
 #include <string>
 #include <string_view>
 
@@ -12,8 +13,8 @@ namespace pq {
 class File {
  public:
   File() = default;
-  static File open_read(const std::string& path);
   // A regular file; anything else is ErrorKind::input, at once (a pipe without a writer would wait for one).
+  static File open_read(const std::string& path);
   // Creates or truncates `path`.
   static File create(const std::string& path);
   // For writing into an existing file.
@@ -52,6 +53,11 @@ bool is_plain_file_name(const std::string& name);
 
 // Whole file as bytes; ErrorKind::input when larger than `limit_bytes`.
 std::string read_text_file(const std::string& path, int64_t limit_bytes);
+
+// All that is left of `in`; ErrorKind::input that calls it `name` when that is more than `limit_bytes`.
+std::string read_stream(std::istream& in, const std::string& name, int64_t limit_bytes);
+// As std::getline: false at the end of `in`. ErrorKind::input as above for a line that is longer.
+bool read_line(std::istream& in, const std::string& name, int64_t limit_bytes, std::string* line);
 
 // Writes `path`.tmp, syncs it, renames it to `path` and syncs the directory: `path` is either the old or the new content.
 void write_file_atomically(const std::string& path, std::string_view content);

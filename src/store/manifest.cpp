@@ -112,6 +112,15 @@ std::map<std::string, Codebook> parse_codebooks(const json& root, const std::str
   return result;
 }
 
+// A member that names a tensor or a class of them.
+std::string parse_name(const json& value, const char* key, const std::string& where) {
+  std::string name = json_string(value, key, where);
+  if (static_cast<int64_t>(name.size()) > kMaxSafetensorsNameBytes)
+    throw Error(ErrorKind::input,
+                fmt::format("{}: {} has {} bytes, at most {} are read", where, key, name.size(), kMaxSafetensorsNameBytes));
+  return name;
+}
+
 PlaneRecord parse_plane(const json& tensor, int plane, const TensorRecord& record, int64_t file_bytes, const std::string& where) {
   const std::string name = fmt::format("{}: {}", where, kPlaneNames[plane]);
   const json& value = json_object(tensor, kPlaneNames[plane], where);
@@ -134,7 +143,7 @@ TensorRecord parse_tensor(const json& value, const std::map<std::string, Codeboo
                           const std::map<int64_t, ShardRecord>& shards, const std::string& path) {
   TensorRecord record;
   TensorSpec& spec = record.spec;
-  spec.name = json_string(value, "name", path + ": a tensor");
+  spec.name = parse_name(value, "name", path + ": a tensor");
   const std::string where = fmt::format("{}: {}", path, shown(spec.name));
   spec.rows = json_integer(value, "rows", where, 1, kMaxStoreDimension);
   spec.cols = json_integer(value, "cols", where, 1, kMaxStoreDimension);
@@ -145,8 +154,8 @@ TensorRecord parse_tensor(const json& value, const std::map<std::string, Codeboo
   spec.split = split == "rows" ? Split::rows : split == "cols" ? Split::cols : Split::replicated;
   spec.pieces = json_integer(value, "pieces", where, 1, kMaxPieces);
   spec.matrix = json_bool(value, "matrix", where);
-  spec.tensor_class = json_string(value, "class", where);
-  spec.source = json_string(value, "source", where);
+  spec.tensor_class = parse_name(value, "class", where);
+  spec.source = parse_name(value, "source", where);
   spec.source_row = json_integer(value, "source_row", where, 0, kMaxStoreDimension);
   spec.shard = json_integer(value, "shard", where, 0, kMaxShards - 1);
   const int64_t cut = spec.split == Split::rows ? spec.rows : spec.split == Split::cols ? spec.cols : spec.pieces;
@@ -178,7 +187,7 @@ TensorRecord parse_tensor(const json& value, const std::map<std::string, Codeboo
                   fmt::format("{} names codebook {}, which is absent or of another width", where, shown(record.codebook)));
   }
   if (value.contains("same_as")) {
-    record.same_as = json_string(value, "same_as", where);
+    record.same_as = parse_name(value, "same_as", where);
     return record;
   }
 
@@ -312,9 +321,11 @@ Manifest parse_manifest(const std::string& text, const std::string& path) {
                             parse_hex64(json_member(value, "xxh3", where), where)};
   }
   std::map<int64_t, ShardRecord> shards;
-  for (const json& value : json_array(root, "shards", path)) {
+  const json& listed = json_array(root, "shards", path);
+  if (static_cast<int64_t>(listed.size()) > kMaxShards)
+    throw Error(ErrorKind::input, fmt::format("{} has {} shards, at most {} are read", path, listed.size(), kMaxShards));
+  for (const json& value : listed) {
     const int64_t index = static_cast<int64_t>(manifest.shards.size());
-    if (index >= kMaxShards) throw Error(ErrorKind::input, path + " has too many shards");
     manifest.shards.push_back(parse_shard(value, index, minor >= 1, path));
     shards[index] = manifest.shards.back();
   }

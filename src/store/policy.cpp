@@ -87,7 +87,8 @@ void Policy::add_rules(const std::string& text, const std::string& path) {
     Encoding encoding;
     if (!try_parse_encoding(format, &encoding))
       throw Error(ErrorKind::input, fmt::format("{}: unknown format \"{}\"; known are {}", where, shown(format), encoding_names()));
-    if (static_cast<int64_t>(rules_.size()) >= kMaxPolicyRules) throw Error(ErrorKind::input, where + ": too many rules");
+    if (static_cast<int64_t>(rules_.size()) >= kMaxPolicyRules)
+      throw Error(ErrorKind::input, fmt::format("{}: more than {} rules, the limit", where, kMaxPolicyRules));
     rules_.push_back({glob, encoding, where});
   }
 }

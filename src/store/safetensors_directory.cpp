@@ -19,6 +19,9 @@ std::map<std::string, std::string> read_weight_map(const std::string& path) {
   const nlohmann::json index = parse_strict_json(read_text_file(path, kMaxSafetensorsIndexBytes), path);
   std::map<std::string, std::string> files;
   for (const auto& [tensor, file] : json_object(index, "weight_map", path).items()) {
+    if (static_cast<int64_t>(tensor.size()) > kMaxSafetensorsNameBytes)
+      throw Error(ErrorKind::input,
+                  fmt::format("{}: a tensor name of {} bytes, at most {} are read", path, tensor.size(), kMaxSafetensorsNameBytes));
     if (!file.is_string())
       throw Error(ErrorKind::input, fmt::format("{}: the file of \"{}\" is not a string", path, shown(tensor)));
     const std::string name = file.get<std::string>();

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <filesystem>
 #include <limits>
+#include <sstream>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -160,6 +161,35 @@ TEST(Files, WhatIsNoRegularFileIsRefusedAtOnce) {
   EXPECT_EQ(pipe.kind(), ErrorKind::input);
   EXPECT_THAT(pipe.what(), HasSubstr("pipe is not a regular file"));
   EXPECT_EQ(error_of([] { File::open_read("/dev/null"); }).kind(), ErrorKind::input);
+}
+
+TEST(Streams, AreReadUpToTheLimitAndNotBeyond) {
+  std::istringstream exact("0123456789"), more("0123456789x"), nothing("");
+  EXPECT_EQ(read_stream(exact, "it", 10), "0123456789");
+  EXPECT_EQ(read_stream(nothing, "it", 10), "");
+  const Error error = error_of([&] { read_stream(more, "it", 10); });
+  EXPECT_EQ(error.kind(), ErrorKind::input);
+  EXPECT_STREQ(error.what(), "it has more than 10 bytes, the limit");
+  const std::string large(200'000, 'y');
+  std::istringstream parts(large);
+  EXPECT_EQ(read_stream(parts, "it", 200'000), large);
+}
+
+TEST(Streams, LinesAreThoseOfGetlineUpToTheLimit) {
+  std::istringstream in("0123456789\n\r\nlast");
+  std::string line;
+  ASSERT_TRUE(read_line(in, "a line", 10, &line));
+  EXPECT_EQ(line, "0123456789");
+  ASSERT_TRUE(read_line(in, "a line", 10, &line));
+  EXPECT_EQ(line, "\r");
+  ASSERT_TRUE(read_line(in, "a line", 10, &line));
+  EXPECT_EQ(line, "last");
+  EXPECT_FALSE(read_line(in, "a line", 10, &line));
+  std::istringstream blank("\n"), more("0123456789x\n");
+  EXPECT_TRUE(read_line(blank, "a line", 10, &line));
+  EXPECT_EQ(line, "");
+  EXPECT_FALSE(read_line(blank, "a line", 10, &line));
+  EXPECT_EQ(error_of([&] { read_line(more, "a line", 10, &line); }).kind(), ErrorKind::input);
 }
 
 TEST(Files, ReplacementIsAtomicAndLeavesNoTemporary) {

@@ -189,6 +189,14 @@ TEST_F(SafetensorsIndex, RefusesDisagreement) {
   EXPECT_HAS(index_error(""), "holds no model.safetensors");
 }
 
+TEST_F(SafetensorsIndex, NamesAtTheLimitAndBeyond) {
+  const std::string name(kMaxSafetensorsNameBytes, 'n');
+  write("model-1.safetensors", name);
+  spit(dir_ / "model.safetensors.index.json", R"({"weight_map":{")" + name + R"(":"model-1.safetensors"}})");
+  EXPECT_NE(SafetensorsDirectory::open(dir_.path()).find(name), nullptr);
+  EXPECT_HAS(index_error("\"" + name + R"(n":"model-1.safetensors")"), "index.json: a tensor name of 1025 bytes, at most 1024");
+}
+
 TEST_F(SafetensorsIndex, StaysInsideTheDirectory) {
   for (const char* name : {"../model-1.safetensors", "/etc/passwd", "..", ".", "sub/model.safetensors", "", "a\\u0000b"})
     EXPECT_HAS(index_error(R"("a":")" + std::string(name) + "\""), "not a plain file name");
