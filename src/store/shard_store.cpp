@@ -3,8 +3,10 @@
 
 #include <fmt/format.h>
 #include <hdf5.h>
+#include <sys/mman.h>
 
 #include <mutex>
+#include <new>
 
 #include "base/error.h"
 #include "store/quantizer.h"
@@ -21,6 +23,14 @@ constexpr int64_t kSyncBytes = 16 << 20;
 std::mutex& hdf5_mutex() {
   static std::mutex mutex;
   return mutex;
+}
+
+// Throws std::bad_alloc where HDF5 1.10.8 would write through the null of an allocation that failed (in H5AC_create).
+void require_memory_for_hdf5() {
+  constexpr size_t kBytes = 16 << 20;
+  void* memory = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  munmap(memory, kBytes);
 }
 
 int64_t checked(int64_t value, const std::string& what) {
@@ -156,6 +166,8 @@ int64_t lay_out(const std::string& path, ShardNote* note) {
   checked(H5Pset_alignment(access, kAlignment, kAlignment), "set the alignment");
   const Handle create(H5Pcreate(H5P_FILE_CREATE), H5Pclose, "make a property list");
   checked(H5Pset_obj_track_times(create, false), "leave out time stamps");
+  require_memory_for_hdf5();
+  File::create(path);  // says why it cannot, which HDF5 does not
   const Handle file(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, create, access), H5Fclose, "create " + path);
   const Handle root(H5Gopen2(file, "/", H5P_DEFAULT), H5Gclose, "open the root group");
   write_attribute(root, "format", kStoreFormat);

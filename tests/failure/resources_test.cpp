@@ -1,5 +1,7 @@
 // Disks, permissions, memory and descriptors that run out, and files that change while they are read: one line, the documented
 // code, no partial file under a final name, and the same command goes on when the cause is gone.
+#include <sys/resource.h>
+
 #include "failure/failing_job.h"
 #include "support/refusal.h"
 #include "support/store_files.h"
@@ -112,6 +114,81 @@ TEST_F(Resources, AddressSpaceRunsOut) {
   test::refusal_line("pq-run", run_after("ulimit -v 40000", alone), {69});
 }
 
+// What `process` may have of `resource` from now on.
+void allow(pid_t process, __rlimit_resource resource, rlim_t amount) {
+  const rlimit limit{amount, amount};
+  ASSERT_EQ(prlimit(process, resource, &limit, nullptr), 0);
+}
+
+// Stops a job at a point, changes a file, and lets it go on.
+int change_under(const Words& command, const std::string& fault, const std::function<void(pid_t process)>& change,
+                 std::string* err) {
+  test::TemporaryDirectory directory;
+  const std::string mark = directory.path() + "/acted";
+  fs::permissions(directory.path(), fs::perms::all);
+  test::LiveJob job(command, {"PQ_FAULT=" + fault, "PQ_FAULT_MARK=" + mark});
+  EXPECT_TRUE(job.wait_until([&] { return fs::exists(mark); }));
+  usleep(20'000);
+  change(job.process());
+  job.signal(SIGCONT);
+  const int code = job.finish();
+  *err = job.err();
+  return code;
+}
+
+// A job that has finished two shards may have no more of something; when it may again, the same command makes the same store.
+TEST_F(Resources, JobsGoOnAfterDescriptorsRanOut) {
+#if defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "UBSan needs descriptors itself to look at an object's type";
+#endif
+  const std::string store = path("few_descriptors");
+  std::string err;
+  const int code = change_under(
+      {std::string(PQ_BIN_DIR) + "/pq-quantize", test::demo_path(), store, "--watchdog", "0"}, "stop:quantise:nth=4",
+      [&](pid_t process) { allow(process, RLIMIT_NOFILE, 4); }, &err);
+  EXPECT_EQ(code, 74) << err;
+  EXPECT_EQ(test::lines_of(err).size(), 1u) << err;
+  EXPECT_THAT(err, testing::AllOf(HasSubstr(store), HasSubstr("Too many open files")));
+  EXPECT_TRUE(fs::exists(store + "/shard-00001.json"));
+  expect_whole_and_resumed(test::demo_path(), store);
+}
+
+TEST_F(Resources, JobsGoOnAfterAddressSpaceRanOut) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer needs the address space for itself";
+#endif
+  const std::string store = path("little_memory");
+  std::string err;
+  const int code = change_under(
+      {std::string(PQ_BIN_DIR) + "/pq-quantize", test::demo_path(), store, "--watchdog", "0"}, "stop:quantise:nth=4",
+      [&](pid_t process) { allow(process, RLIMIT_AS, 1 << 20); }, &err);
+  EXPECT_EQ(code, 69) << err;
+  EXPECT_EQ(test::lines_of(err).size(), 1u) << err;
+  EXPECT_TRUE(fs::exists(store + "/shard-00001.json"));
+  expect_whole_and_resumed(test::demo_path(), store);
+}
+
+TEST_F(Resources, JobsGoOnAfterPermissionWasDenied) {
+  const std::string store = path("taken");
+  Words words = {std::string(PQ_BIN_DIR) + "/pq-quantize", test::demo_path(), store, "--device", "reference"};
+  // The directory may not be written to from the third shard on.
+  if (getuid() == 0) {
+    fs::permissions(path(""), fs::perms::all);
+    fs::create_directories(store);
+    ASSERT_EQ(chown(store.c_str(), 65534, 65534), 0);
+    words.insert(words.begin(), {"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"});
+  }
+  std::string err;
+  const int code = change_under(
+      words, "stop:quantise:nth=4", [&](pid_t) { fs::permissions(store, fs::perms::owner_read | fs::perms::owner_exec); }, &err);
+  EXPECT_EQ(code, 74) << err;
+  EXPECT_EQ(test::lines_of(err).size(), 1u) << err;
+  EXPECT_THAT(err, testing::AllOf(HasSubstr(store), HasSubstr("Permission denied")));
+  fs::permissions(store, fs::perms::owner_all);
+  EXPECT_TRUE(fs::exists(store + "/shard-00001.json"));
+  expect_whole_and_resumed(test::demo_path(), store);
+}
+
 // A reader that has what it wants is no failure of the job's.
 TEST_F(Resources, TheReaderOfTheOutputGoes) {
   const std::string code = path("code");
@@ -128,26 +205,12 @@ TEST_F(Resources, DescriptorsOfLaunchedRanksRunOut) {
   const std::string run = quoted({std::string(PQ_BIN_DIR) + "/pq-run", "-m", clean_path(), "-p", "x", "-n", "2"});
   // Fewer and fewer, so that a shard, then the configuration cannot be opened; then Open MPI does not start.
   for (int count = 30; count > 14; --count) {
-    const auto result =
-        test::run_process({test::launcher(), "-np", "2", "/bin/sh", "-c", "ulimit -n " + std::to_string(count) + " && exec " + run});
+    const auto result = test::run_process(
+        {test::launcher(), "-np", "2", "/bin/sh", "-c", "ulimit -n " + std::to_string(count) + " && exec " + run});
     if (result.code == 0) continue;
     if (result.code != 74) break;
     EXPECT_THAT(test::refusal_line("pq-run", result, {74}), HasSubstr("Too many open files")) << count;
   }
-}
-
-// Stops a job at a point, changes a file, and lets it go on.
-int change_under(const Words& command, const std::string& fault, const std::function<void()>& change, std::string* err) {
-  test::TemporaryDirectory directory;
-  const std::string mark = directory.path() + "/acted";
-  test::LiveJob job(command, {"PQ_FAULT=" + fault, "PQ_FAULT_MARK=" + mark});
-  EXPECT_TRUE(job.wait_until([&] { return fs::exists(mark); }));
-  usleep(20'000);
-  change();
-  job.signal(SIGCONT);
-  const int code = job.finish();
-  *err = job.err();
-  return code;
 }
 
 TEST_F(Resources, SourceTruncatedWhileItIsQuantised) {
@@ -157,7 +220,7 @@ TEST_F(Resources, SourceTruncatedWhileItIsQuantised) {
   std::string err;
   const int code = change_under(
       {std::string(PQ_BIN_DIR) + "/pq-quantize", source, store, "--watchdog", "0"}, "stop:quantise:nth=3",
-      [&] {
+      [&](pid_t) {
         for (const std::string& name : names) fs::resize_file(source + name, 100'000);
       },
       &err);
@@ -176,16 +239,34 @@ TEST_F(Resources, StoreChangedOrDeletedWhileItIsLoaded) {
   std::string err;
   fs::copy(clean_path(), store);
   EXPECT_EQ(change_under(
-                command, "stop:load:layer=1", [&] { fs::resize_file(last_shard(), 5000); }, &err),
+                command, "stop:load:layer=1", [&](pid_t) { fs::resize_file(last_shard(), 5000); }, &err),
             65)
       << err;
   EXPECT_EQ(test::lines_of(err).size(), 1u) << err;
   EXPECT_THAT(err, HasSubstr("shard-00009.h5 is truncated"));
+  // One byte in the middle, where the head's codes are; the same length, the same frame.
+  fs::remove_all(store);
+  fs::copy(clean_path(), store);
+  EXPECT_EQ(change_under(
+                command, "stop:load:layer=1",
+                [&](pid_t) {
+                  std::fstream shard(last_shard(), std::ios::binary | std::ios::in | std::ios::out);
+                  const auto middle = static_cast<std::streamoff>(fs::file_size(last_shard()) / 2);
+                  shard.seekg(middle);
+                  const int byte = shard.get();
+                  shard.seekp(middle);
+                  shard.put(static_cast<char>(byte ^ 1));
+                },
+                &err),
+            65)
+      << err;
+  EXPECT_EQ(test::lines_of(err).size(), 1u) << err;
+  EXPECT_THAT(err, testing::ContainsRegex("shard-00009.h5: .* is damaged: checksum"));
   // What is open stays readable.
   fs::remove_all(store);
   fs::copy(clean_path(), store);
   EXPECT_EQ(change_under(
-                command, "stop:load:layer=1", [&] { fs::remove_all(store); }, &err),
+                command, "stop:load:layer=1", [&](pid_t) { fs::remove_all(store); }, &err),
             0)
       << err;
 }
