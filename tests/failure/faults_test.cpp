@@ -18,7 +18,7 @@ constexpr const char* kWatchdog = test::kTimeFactor > 1 ? "6" : "1.5";
 constexpr double kStallSeconds = 6.5;
 
 struct Case {
-  const char* program;  // run, quantize or bench
+  const char* program;  // run, quantize, ppl or bench
   int ranks;
   const char* fault;
   int code;
@@ -37,6 +37,9 @@ std::string name_of(const testing::TestParamInfo<Case>& info) {
 Words arguments(const std::string& program, const std::string& directory) {
   if (program == "bench")
     return {"decode", "-m", test::demo_path(), "-n", "2", "-r", "1", "--working-set", "2", "--watchdog", kWatchdog};
+  if (program == "ppl")
+    return {"-m", test::demo_path(), "-f",     test::demo_path() + "/eval.txt", "--ctx", "64", "--windows",
+            "2",  "--watchdog",      kWatchdog};
   if (program == "quantize") return {test::demo_path(), directory + "/store", "--watchdog", kWatchdog};
   return {"-m", test::demo_path(), "-p", "Once upon a time", "-n", "8", "--temp", "0", "--watchdog", kWatchdog};
 }
@@ -119,6 +122,24 @@ INSTANTIATE_TEST_SUITE_P(
              "^pq-run.1.: internal error: PQ_FAULT asked for it in finalize of exit, step 8 on"},
         Case{"run", 2, "oom:load:rank=1", 69, "^pq-run.0.: rank 1 on .*: out of memory in loading the weights"},
         Case{"run", 4, "oom:decode:rank=1:step=2", 69, "^pq-run.1.: out of memory in decode, step 2 on"}),
+    name_of);
+
+INSTANTIATE_TEST_SUITE_P(
+    Elsewhere, Fault,
+    testing::Values(
+        Case{"run", 2, "exit:load:rank=1:layer=2", 70, "^pq-run.1.: exit was called in load, layer 2 on"},
+        Case{"run", 4, "exit:prefill:rank=3:layer=2", 70, "^pq-run.3.: exit was called in prefill, layer 2, step 1 on"},
+        Case{"quantize", 2, "exit:quantise:rank=0:nth=2", 70, "^pq-quantize.0.: exit was called in quantise, shard [0-9] on"},
+        Case{"run", 2, "throw:load:rank=1:layer=2", 70, "^pq-run.0.: rank 1 on .*: loading the weights: PQ_FAULT asked for it$"},
+        Case{"run", 4, "throw:prefill:rank=2", 70, "^pq-run.2.: internal error: PQ_FAULT asked for it in prefill, step 1 on"},
+        Case{"quantize", 4, "throw:quantise:rank=3:nth=2", 70, "^pq-quantize.0.: rank 3 on .*: quantise: PQ_FAULT asked for it$"},
+        Case{"quantize", 2, "oom:quantise:rank=1:nth=2", 69, "^pq-quantize.0.: rank 1 on .*: out of memory in quantise$"},
+        Case{"run", 2, "oom:prefill:rank=0:layer=5", 69, "^pq-run.0.: out of memory in prefill, layer 5, step 1 on"},
+        Case{"run", 0, "oom:load:layer=2", 69, "^pq-run: out of memory in loading the weights$"},
+        Case{"ppl", 2, "kill:prefill:rank=1", 137, "^pq-ppl.0.: rank 1 on .* ended without a word in prefill, step 1;"},
+        Case{"ppl", 4, "stop:prefill:rank=2", 75, "rank 2, which is in prefill, step 1 on .*; its process is stopped$"},
+        Case{"ppl", 2, "throw:prefill:rank=1:layer=3", 70,
+             "^pq-ppl.1.: internal error: PQ_FAULT .* in prefill, layer 3, step 1 on"}),
     name_of);
 
 // Every rank takes itself for a node, so that the ranks hear of each other by their links alone.
