@@ -2,6 +2,7 @@
 // end in one line that names the thing, before a wrong weight is delivered.
 #include <nlohmann/json.hpp>
 
+#include "store/source_record.h"
 #include "store/store_fixture.h"
 #include "store/store_reader.h"
 #include "store/verify.h"
@@ -87,11 +88,12 @@ TEST_F(Corruption, AFlippedBitInAnyPlaneIsFound) {
 }
 
 // Every byte of every file is guarded: by the checksum of a piece, of a frame, of a copied file, or of the manifest itself. No
-// offset is exempt as padding.
+// offset is exempt as padding. source.json is none of the store: pq-quantize alone reads it (below).
 TEST_F(Corruption, AFlippedBitAnywhereIsFound) {
   const Manifest manifest = StoreReader(dir_ / "store").manifest();
   Random random(20260322);
   for (const auto& [name, good] : testing::directory_bytes(dir_ / "store")) {
+    if (name == kSourceRecordName) continue;
     // The first bytes of a file, its last one, and 60 between.
     for (int i = 0; i < 70; ++i) {
       const size_t offset = i < 9 ? static_cast<size_t>(i) : i == 9 ? good.size() - 1 : random.next_u64() % good.size();
@@ -138,8 +140,25 @@ TEST_F(Corruption, FramesAreFoundAtOpeningAndPlanesAtLoading) {
   }
 }
 
+// A damaged record cannot make another source pass, and does not keep a store from being loaded.
+TEST_F(Corruption, DamagedSamplesOfTheSourceAreRefusedByTheJobAlone) {
+  StoreJob job{.source = dir_ / "hf", .destination = dir_ / "store", .specs = model_.specs};
+  job.recipe.policy.add_rules("*.gate_proj.weight int4a", "test");
+  ASSERT_TRUE(testing::make_store(job).already_complete);
+  const std::string good = slurp(at(kSourceRecordName));
+  for (size_t offset = 0; offset < good.size(); offset += 7) {
+    if (std::isspace(static_cast<unsigned char>(good[offset]))) continue;  // between values it says nothing
+    std::string bad = good;
+    bad[offset] = static_cast<char>(bad[offset] ^ 0x02);
+    spit(at(kSourceRecordName), bad);
+    error_of(ErrorKind::input, [&] { testing::make_store(job); });
+    EXPECT_NO_THROW(StoreReader(dir_ / "store"));
+  }
+}
+
 TEST_F(Corruption, ExtendedFilesAreRefused) {
   for (const auto& [name, good] : testing::directory_bytes(dir_ / "store")) {
+    if (name == kSourceRecordName) continue;
     for (const size_t extra : {size_t{1}, size_t{4096}}) {
       spit(at(name), good + std::string(extra, '\0'));
       EXPECT_HAS(load_error(), name);
