@@ -99,7 +99,9 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"run", 2, "stop:load:rank=1:layer=3", 75,
              "(waits for|by) rank 1, which is in load, layer 3 on .*; its process is stopped$"},
         Case{"quantize", 2, "stop:quantise:rank=1", 75, "rank 1, which is in quantise.*; its process is stopped$"},
-        Case{"run", 4, "stop:prefill:rank=1:layer=2", 75, "no progress for [0-9.]+ s in all_reduce of prefill.* waits for rank 1"},
+        Case{"run", 4, "stop:prefill:rank=1:layer=2", 75,
+             "no progress for [0-9.]+ s (in all_reduce of prefill.* waits for|by) rank 1, which is in prefill, layer 2, step 1 on "
+             ".*stopped$"},
         Case{"run", 2, "stop:decode:rank=0:step=3", 75, "^pq-run.1.: no progress .* rank 0, which is in decode, step 3 "},
         Case{"run", 2, "stop:all_reduce:rank=1:step=2", 75, "no progress for [0-9.]+ s in all_reduce of decode"},
         Case{"bench", 2, "stop:measure:rank=1", 75, "^pq-bench.0.: no progress .* rank 1, which is in measure on .*stopped$"},
