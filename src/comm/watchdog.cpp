@@ -222,7 +222,8 @@ void Watchdog::on_death(const Peer& peer) {
   line << "rank " << int64_t{record.rank} << " on " << (peer.link != nullptr ? peer.link->host.c_str() : host_name())
        << " ended without a word" << (peer.link != nullptr ? ", last heard in " : " in ") << activity_of(record)
        << "; killed, perhaps for lack of memory";
-  say_last_words({line.data(), line.size()});
+  // Whoever has the word needs a moment for it before the launcher ends everybody.
+  if (!say_last_words({line.data(), line.size()})) std::this_thread::sleep_for(kGrace);
   expect_end(code);
   // Not by MPI_Abort: the launcher has the dead rank's code for the job.
   _exit(code);
@@ -302,7 +303,8 @@ void Watchdog::report_stall(const Peer& late) {
          << (peer.link != nullptr ? peer.link->host.c_str() : host_name()) << state(peer);
   }
   const int code = static_cast<int>(ErrorKind::peer);
-  say_last_words({line.data(), line.size()});
+  // Whoever has the word needs a moment for it before the launcher ends everybody.
+  if (!say_last_words({line.data(), line.size()})) std::this_thread::sleep_for(kGrace);
   expect_end(code);
   end_job_(code);
 }
