@@ -11,6 +11,9 @@ namespace {
 using nlohmann::json;
 using test::Words;
 
+constexpr const char* kWatchdog = test::kTimeFactor > 1 ? "6" : "1.5";
+constexpr double kLimits = 4 * (test::kTimeFactor > 1 ? 6 : 1.5);  // four of them, in seconds
+
 // Ranks of a job that was started with `entry` in its environment, by number.
 std::vector<pid_t> ranks_of(const std::string& entry) {
   const std::string name = "OMPI_COMM_WORLD_RANK=";
@@ -36,13 +39,13 @@ class NodesTest : public testing::Test {
 
 // Ranks 0 and 1 wait for rank 2, of which rank 1 hears nothing, longer than the limit.
 TEST_F(NodesTest, ASlowRankElsewhereIsWaitedFor) {
-  test::LiveJob job(test::launched(3, "pq-quantize", {test::demo_path(), store_, "--device", "reference", "--watchdog", "1.5"}),
+  test::LiveJob job(test::launched(3, "pq-quantize", {test::demo_path(), store_, "--device", "reference", "--watchdog", kWatchdog}),
                     environment_);
   ASSERT_TRUE(job.wait_until([&] { return std::filesystem::exists(store_ + "/job.json"); })) << job.err();
   const pid_t slow = ranks_of(entry_).at(2);
   const double start = test::now_seconds();
-  // A sixth of its speed for eight seconds, five limits.
-  while (test::now_seconds() < start + 8 && kill(slow, SIGSTOP) == 0) {
+  // A sixth of its speed for four limits.
+  while (test::now_seconds() < start + kLimits && kill(slow, SIGSTOP) == 0) {
     usleep(250'000);
     kill(slow, SIGCONT);
     usleep(50'000);
@@ -58,7 +61,7 @@ TEST_F(NodesTest, AJobThatWasAsleepGoesOn) {
   const std::vector<pid_t> ranks = ranks_of(entry_);
   ASSERT_EQ(ranks.size(), 2u);
   for (const pid_t rank : ranks) kill(rank, SIGSTOP);
-  usleep(3'000'000);
+  usleep(static_cast<useconds_t>(kLimits / 2 * 1e6));
   for (const pid_t rank : ranks) kill(rank, SIGCONT);
   EXPECT_EQ(job.finish(), 0) << job.err();
 }
