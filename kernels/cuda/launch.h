@@ -28,7 +28,8 @@ void launch_embed(const EmbedArgs& args, const int32_t* device_ids, const float*
 // The sums of each unit, unit_sums [units][tokens][rows]; args.y is not looked at. Int8 activations, but not what
 // launch_row_products is for: by the order of LinearArgs, so the same bits as the host backends.
 void launch_polar_int8(const LinearArgs& args, float* unit_sums, const DeviceCodebook& book, cudaStream_t stream);
-// The same for coded matrices against rotated fp32 activations, and f32, bf16 and int4 matrices against raw ones. Sums in 32 lanes.
+// The same for coded matrices against rotated fp32 activations, and f32, bf16 and int4 matrices against raw ones. In the order of
+// LinearArgs.
 void launch_float_linear(const LinearArgs& args, float* unit_sums, const DeviceCodebook& book, cudaStream_t stream);
 // y [count] = the units [units][count] added by a balanced binary tree; units a power of two.
 void launch_unit_tree(float* y, const float* unit_sums, int64_t units, int64_t count, cudaStream_t stream);
