@@ -68,6 +68,14 @@ void on_crash(int signal, siginfo_t* info, void*) {
   raise(signal);
 }
 
+// Other nodes are to know it as well.
+void leave_if_ended() {
+  const int ended = job_board().ended;
+  if (ended == 0) return;
+  tell_links();
+  _exit(ended - 1);
+}
+
 [[noreturn]] void end_by(int signal) {
   LineBuffer line;
   line << "ended by " << signal_name(signal) << " in ";
@@ -92,11 +100,25 @@ bool a_rank_has_died() {
   return false;
 }
 
+// Whether the watchdog is about to say why a launcher ends this rank; does not return when it has been said. Elsewhere it may have
+// been, and the word be on its way or not read yet: by a rank that was stopped until the launcher had it go on. Rank 0 is the first
+// to give up waiting, where all are ended at once.
+bool watchdog_will_tell() {
+  constexpr int kTurns = 20, kFirst = 10, kOthers = 25;  // milliseconds
+  const int turn = own_record().rank.load(std::memory_order_relaxed) == 0 ? kFirst : kOthers;
+  for (int i = 0; !a_rank_has_died(); ++i) {
+    if (link_count == 0 || i == kTurns) return false;
+    ::poll(nullptr, 0, turn);
+    leave_if_ended();
+  }
+  return true;
+}
+
 bool is_interrupt(int signal) { return signal == SIGINT || signal == SIGUSR2; }
 
 void on_stop(int signal) {
   const int saved_errno = errno;
-  if (const int ended = job_board().ended; ended != 0) _exit(ended - 1);
+  leave_if_ended();
   const auto mode = static_cast<StopMode>(stop_mode.load());
   if (is_interrupt(signal) && mode == StopMode::answer) {
     interrupted = true;
@@ -109,8 +131,7 @@ void on_stop(int signal) {
     write_line("\n");
     _exit(stop_exit_code(signal));
   } else if (mode == StopMode::at_once || mode == StopMode::prompt || stops++ > 0) {
-    // A launcher ends the ranks that are left; which one died is what the watchdog is about to say.
-    if (is_interrupt(signal) || deferred++ > 0 || !a_rank_has_died()) end_by(signal);
+    if (is_interrupt(signal) || deferred++ > 0 || !watchdog_will_tell()) end_by(signal);
   } else {
     int32_t none = 0;
     if (job_board().stop_signal.compare_exchange_strong(none, signal)) tell_links();
