@@ -1,6 +1,9 @@
 // The chat of chat.h.
 #include "app/chat.h"
 
+#include <poll.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <iostream>
 
@@ -20,6 +23,16 @@ std::vector<ChatMessage> opening_messages(const ChatSettings& settings) {
   std::vector<ChatMessage> messages;
   if (!settings.system.empty()) messages.push_back({.role = "system", .content = settings.system});
   return messages;
+}
+
+// Until there is something to read, or its end; false when a stop is asked for, which may be of another rank alone.
+bool input_or_stop() {
+  constexpr int kLook = 250;  // milliseconds
+  pollfd input{STDIN_FILENO, POLLIN, 0};
+  while (stop_signal() == 0) {
+    if (::poll(&input, 1, kLook) > 0) return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -61,11 +74,14 @@ void Chat::loop() {
   // Ctrl-C between an answer and the prompt means one of the two.
   const StopModeScope outer(settings_.interactive ? StopMode::prompt : StopMode::at_once);
   if (settings_.interactive) log_line(kCommands);
+  // What a buffer held back, input_or_stop() would not see.
+  std::setvbuf(stdin, nullptr, _IONBF, 0);
   for (std::string line;;) {
     if (settings_.interactive) std::fputs("> ", stderr);
     {
       const IdleScope for_a_message;
       const StopModeScope mode(settings_.interactive ? StopMode::prompt : StopMode::at_once);
+      if (!input_or_stop()) return;
       if (!read_line(std::cin, "a line of standard input", kMaxTextBytes, &line)) break;
     }
     if (!line.empty() && line.back() == '\r') line.pop_back();

@@ -39,7 +39,8 @@ inline constexpr int64_t kMaxUnusedTokenIds = 65'536;  // that an id may leave b
 inline constexpr int64_t kMaxAddedTokens = 4'096;
 inline constexpr int64_t kMaxAddedTokenBytes = 1'024;
 inline constexpr int64_t kMaxPatternBytes = 4'096;       // of the split pattern
-inline constexpr int64_t kMaxPatternSteps = 10'000'000;  // of matching it, and 4 for each byte of text
+inline constexpr int64_t kMaxPatternSteps = 10'000'000;  // of one match of it, and 4 for each byte of text
+inline constexpr int64_t kMaxPatternMs = 2'000;          // of processor time for all matches in a text, and 5 us for each byte
 
 // Policy files.
 inline constexpr int64_t kMaxPolicyBytes = 1'048'576;

@@ -48,9 +48,11 @@ void CheckedCommunicator::compare(int operation, int64_t count) {
 }
 
 void CheckedCommunicator::all_reduce_sum(float* data, int64_t count) {
-  compare(static_cast<int>(Collective::all_reduce), count);
+  announce_sum(count);
   inner_->all_reduce_sum(data, count);
 }
+
+void CheckedCommunicator::announce_sum(int64_t count) { compare(static_cast<int>(Collective::all_reduce), count); }
 
 void CheckedCommunicator::all_gather(const void* data, int64_t bytes, void* out) {
   compare(static_cast<int>(Collective::all_gather), bytes);

@@ -17,6 +17,7 @@ class CheckedCommunicator : public Communicator {
   int size() const override;
   std::string name() const override;
   void all_reduce_sum(float* data, int64_t count) override;
+  void announce_sum(int64_t count) override;
   void all_gather(const void* data, int64_t bytes, void* out) override;
   void gather(const void* data, int64_t bytes, void* out) override;
   void broadcast(void* data, int64_t bytes) override;

@@ -30,6 +30,8 @@ class Communicator {
   virtual void all_reduce_sum(float* data, int64_t count) = 0;
   // all_reduce_sum takes device memory of this rank's backend and is ordered on its stream.
   virtual bool sums_on_device() const { return false; }
+  // Of a sum of `count` that passes by this communicator: compared over ranks first where all collectives are (checked_comm.h).
+  virtual void announce_sum([[maybe_unused]] int64_t count) {}
   // As DeviceSum::try_sum_and_norm. Always false where sums are on the host.
   virtual bool try_sum_and_norm(const RmsNormArgs&) { return false; }
 

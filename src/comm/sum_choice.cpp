@@ -189,9 +189,16 @@ class DeviceCommunicator : public Communicator {
   int rank() const override { return host_.rank(); }
   int size() const override { return host_.size(); }
   std::string name() const override { return host_.name() + ", sums by " + sum_.name(); }
-  void all_reduce_sum(float* data, int64_t count) override { sum_.all_reduce_sum(data, count); }
+  void announce_sum(int64_t count) override { host_.announce_sum(count); }
+  void all_reduce_sum(float* data, int64_t count) override {
+    announce_sum(count);
+    sum_.all_reduce_sum(data, count);
+  }
   bool sums_on_device() const override { return true; }
-  bool try_sum_and_norm(const RmsNormArgs& args) override { return sum_.try_sum_and_norm(args); }
+  bool try_sum_and_norm(const RmsNormArgs& args) override {
+    announce_sum(args.rows * args.dim);
+    return sum_.try_sum_and_norm(args);
+  }
   void all_gather(const void* data, int64_t bytes, void* out) override { host_.all_gather(data, bytes, out); }
   void gather(const void* data, int64_t bytes, void* out) override { host_.gather(data, bytes, out); }
   void broadcast(void* data, int64_t bytes) override { host_.broadcast(data, bytes); }

@@ -5,6 +5,7 @@
 #include <pcre2.h>
 
 #include <algorithm>
+#include <ctime>
 #include <utility>
 
 #include "base/error.h"
@@ -15,6 +16,9 @@ namespace {
 
 constexpr size_t kJitStackStartBytes = size_t{32} << 10;
 constexpr size_t kJitStackLimitBytes = size_t{16} << 20;
+// The pattern of the model takes some hundredths of that.
+constexpr int64_t kPatternUsOfAByte = 5;
+constexpr size_t kMatchesALook = 64;
 
 std::string pcre2_message(int code) {
   PCRE2_UCHAR text[256];
@@ -38,6 +42,12 @@ std::string with_white_space_property(const std::string& pattern) {
       (out += '\\') += escaped;
   }
   return out;
+}
+
+int64_t processor_us() {
+  timespec time{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return int64_t{time.tv_sec} * 1'000'000 + time.tv_nsec / 1'000;
 }
 
 struct CodeDeleter {
@@ -99,8 +109,15 @@ std::vector<std::string_view> PreTokenizer::split(std::string_view text) const {
 
   const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
   const PCRE2_SIZE* span = pcre2_get_ovector_pointer(match.get());
+  // A pattern may also take a little less than that at every byte.
+  const int64_t deadline_us = processor_us() + kMaxPatternMs * 1'000 + kPatternUsOfAByte * static_cast<int64_t>(text.size());
   size_t at = 0;
-  while (at < text.size()) {
+  for (size_t matches = 1; at < text.size(); ++matches) {
+    if (matches % kMatchesALook == 0 && processor_us() > deadline_us)
+      throw Error(ErrorKind::input, source_ + ": the split pattern takes too long: it is at byte " + std::to_string(at) +
+                                        " of a text of " + std::to_string(text.size()) + " bytes after " +
+                                        std::to_string(kMaxPatternMs) + " ms and " + std::to_string(kPatternUsOfAByte) +
+                                        " us for each byte");
     const int rc = pcre2_match(code_->regex.get(), subject, text.size(), at, PCRE2_NO_UTF_CHECK, match.get(), context.get());
     if (rc == PCRE2_ERROR_NOMATCH) break;
     if (rc < 0)

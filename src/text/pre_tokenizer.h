@@ -21,8 +21,8 @@ class PreTokenizer {
   ~PreTokenizer();
 
   // The words in order; together they are `text`, of which they are views.
-  // REQUIRES: `text` is valid UTF-8. ErrorKind::input when the pattern backtracks without end (10^7 steps and
-  // 4 for each byte) or exhausts the JIT stack.
+  // REQUIRES: `text` is valid UTF-8. ErrorKind::input when a match takes more than kMaxPatternSteps or exhausts the JIT
+  // stack, or all of them more than kMaxPatternMs of processor time.
   std::vector<std::string_view> split(std::string_view text) const;
 
  private:

@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <ctime>
 #include <filesystem>
 #include <functional>
@@ -45,6 +47,21 @@ inline std::vector<pid_t> pids_with(const std::string& entry) {
       pids.push_back(static_cast<pid_t>(std::stoi(name)));
   }
   return pids;
+}
+
+// Ranks of the job that was started with `entry` in its environment, by number.
+inline std::vector<pid_t> ranks_with(const std::string& entry) {
+  const std::string name = "OMPI_COMM_WORLD_RANK=";
+  std::vector<pid_t> ranks;
+  for (const pid_t process : pids_with(entry)) {
+    const std::string environment = read_file("/proc/" + std::to_string(process) + "/environ");
+    const size_t at = environment.find(name);
+    if (at == std::string::npos) continue;
+    const auto rank = static_cast<size_t>(std::atoi(environment.c_str() + at + name.size()));
+    ranks.resize(std::max(ranks.size(), rank + 1), 0);
+    ranks[rank] = process;
+  }
+  return ranks;
 }
 
 inline size_t processes_with(const std::string& entry) { return pids_with(entry).size(); }

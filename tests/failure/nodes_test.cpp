@@ -14,21 +14,6 @@ using test::Words;
 constexpr const char* kWatchdog = test::kTimeFactor > 1 ? "6" : "1.5";
 constexpr double kLimits = 4 * (test::kTimeFactor > 1 ? 6 : 1.5);  // four of them, in seconds
 
-// Ranks of a job that was started with `entry` in its environment, by number.
-std::vector<pid_t> ranks_of(const std::string& entry) {
-  const std::string name = "OMPI_COMM_WORLD_RANK=";
-  std::vector<pid_t> ranks;
-  for (const pid_t process : test::pids_with(entry)) {
-    const std::string environment = test::read_file("/proc/" + std::to_string(process) + "/environ");
-    const size_t at = environment.find(name);
-    if (at == std::string::npos) continue;
-    const auto rank = static_cast<size_t>(std::atoi(environment.c_str() + at + name.size()));
-    ranks.resize(std::max(ranks.size(), rank + 1), 0);
-    ranks[rank] = process;
-  }
-  return ranks;
-}
-
 class NodesTest : public testing::Test {
  protected:
   test::TemporaryDirectory directory_;
@@ -42,7 +27,7 @@ TEST_F(NodesTest, ASlowRankElsewhereIsWaitedFor) {
   test::LiveJob job(test::launched(3, "pq-quantize", {test::demo_path(), store_, "--device", "reference", "--watchdog", kWatchdog}),
                     environment_);
   ASSERT_TRUE(job.wait_until([&] { return std::filesystem::exists(store_ + "/job.json"); })) << job.err();
-  const pid_t slow = ranks_of(entry_).at(2);
+  const pid_t slow = test::ranks_with(entry_).at(2);
   const double start = test::now_seconds();
   // A sixth of its speed for four limits.
   while (test::now_seconds() < start + kLimits && kill(slow, SIGSTOP) == 0) {
@@ -58,7 +43,7 @@ TEST_F(NodesTest, AJobThatWasAsleepGoesOn) {
                        "--json", "--watchdog",      "1.5"};
   test::LiveJob job(test::launched(2, "pq-run", words), environment_);
   ASSERT_TRUE(job.wait_until([&] { return job.err().find("loaded") != std::string::npos; })) << job.err();
-  const std::vector<pid_t> ranks = ranks_of(entry_);
+  const std::vector<pid_t> ranks = test::ranks_with(entry_);
   ASSERT_EQ(ranks.size(), 2u);
   for (const pid_t rank : ranks) kill(rank, SIGSTOP);
   usleep(static_cast<useconds_t>(kLimits / 2 * 1e6));
@@ -74,7 +59,7 @@ TEST_F(NodesTest, AnIdleJobIsQuiet) {
   const auto switches = [&] {
     const std::string name = "voluntary_ctxt_switches:";
     int64_t sum = 0;
-    for (const pid_t rank : ranks_of(entry_)) {
+    for (const pid_t rank : test::ranks_with(entry_)) {
       for (const auto& thread : std::filesystem::directory_iterator("/proc/" + std::to_string(rank) + "/task")) {
         // The main thread of a rank that waits for a request yields its processor over and over.
         if (thread.path().filename() == std::to_string(rank)) continue;

@@ -124,6 +124,21 @@ TEST(StopSignals, CtrlCEndsTheAnswerAndTwiceAtThePromptTheChat) {
   EXPECT_THAT(chat.err(), testing::Not(HasSubstr("ended")));
 }
 
+// Rank 0 waits for a line, and has no signal of its own.
+TEST(StopSignals, ASignalToAnotherRankEndsAChatAtThePrompt) {
+  for (const char* nodes : {"PQ_NODES=2", "PQ_NODES=1"}) {
+    const test::TemporaryDirectory directory;
+    const std::string entry = "PQ_TEST=" + directory.path();
+    test::LiveJob chat(test::launched(2, "pq-run", {"-m", test::demo_path(), "--chat", "-n", "4", "--temp", "0", "--json"}),
+                       {entry, nodes, "PQ_STDIN_IS_TERMINAL=1"});
+    chat.say("hello\n");
+    ASSERT_TRUE(chat.wait_until([&] { return test::lines_of(chat.out()).size() == 1; })) << chat.err();
+    ASSERT_EQ(kill(test::ranks_with(entry).at(1), SIGTERM), 0);
+    EXPECT_EQ(chat.finish(), 143) << chat.err();
+    EXPECT_THAT(chat.err(), testing::Not(HasSubstr("ended")));
+  }
+}
+
 // The signal comes when the answer has ended and the prompt is not there yet.
 TEST(StopSignals, CtrlCBetweenAnAnswerAndThePromptLeavesTheChat) {
   for (const int ranks : {1, 2}) {

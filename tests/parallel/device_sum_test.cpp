@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/random.h"
+#include "comm/checked_comm.h"
 #include "comm/sum_choice.h"
 #include "tests/support/simt/emulated_backend.h"
 #include "tests/support/simt/simt.h"
@@ -57,6 +58,58 @@ TEST_P(PushSumTest, GivesTheBitsOfTheHostsTree) {
     }
     comm.barrier();
   });
+}
+
+// --check-collectives holds for sums that do not pass by the host.
+TEST_P(PushSumTest, IsComparedFirstWhereCollectivesAre) {
+  class Outer : public Communicator {
+   public:
+    explicit Outer(Communicator& inner) : inner_(inner) {}
+    int rank() const override { return inner_.rank(); }
+    int size() const override { return inner_.size(); }
+    std::string name() const override { return inner_.name(); }
+    void all_reduce_sum(float* data, int64_t count) override { inner_.all_reduce_sum(data, count); }
+    void all_gather(const void* data, int64_t bytes, void* out) override { inner_.all_gather(data, bytes, out); }
+    void gather(const void* data, int64_t bytes, void* out) override { inner_.gather(data, bytes, out); }
+    void broadcast(void* data, int64_t bytes) override { inner_.broadcast(data, bytes); }
+    void barrier() override { inner_.barrier(); }
+
+   private:
+    Communicator& inner_;
+  };
+  const auto [method, ranks] = GetParam();
+  const auto body = [&, method = method](Communicator& comm) {
+    const std::unique_ptr<Backend> backend = make_emulated_cuda_backend(comm.rank() % 2);
+    const std::unique_ptr<DeviceSum> sum = make_emulated_sum(*backend, method, exchange_of(comm), 60);
+    CheckedCommunicator checked(std::make_unique<Outer>(comm));
+    const std::unique_ptr<Communicator> device = make_device_communicator(checked, *sum);
+    const Buffer buffer = backend->allocate(4 * 512);
+    backend->zero(buffer.data(), 4 * 512);
+    device->all_reduce_sum(buffer.as<float>(), 256);
+    const bool odd = comm.rank() == comm.size() - 1;
+    const RmsNormArgs args{.y = buffer.as<float>(),
+                           .x = buffer.as<float>(),
+                           .weight = buffer.as<float>(),
+                           .rows = odd ? 2 : 1,
+                           .dim = 128,
+                           .eps = 1e-6f,
+                           .weight_offset = 1.0f,
+                           .prepared = {},
+                           .added = buffer.as<float>() + 256,
+                           .sum = buffer.as<float>()};
+    device->try_sum_and_norm(args);
+    ADD_FAILURE() << "not compared";
+  };
+  try {
+    run_threads(ranks, body);
+    ADD_FAILURE() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::internal);
+    EXPECT_NE(std::string(error.what()).find("rank 0 calls all_reduce of 128 as its collective 2 in start, but rank " +
+                                             std::to_string(ranks - 1) + " calls all_reduce of 256"),
+              std::string::npos)
+        << error.what();
+  }
 }
 
 // A sum, what it joins, the norm and the coded form in one launch, among sums of the other kind: the bits of the four one by one.
