@@ -105,8 +105,9 @@ TEST_P(PushSumTest, IsComparedFirstWhereCollectivesAre) {
     ADD_FAILURE() << "no error";
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::internal);
-    EXPECT_NE(std::string(error.what()).find("rank 0 calls all_reduce of 128 as its collective 2 in start, but rank " +
-                                             std::to_string(ranks - 1) + " calls all_reduce of 256"),
+    EXPECT_NE(std::string(error.what())
+                  .find("rank 0 calls all_reduce of 128 as its collective 2 in start, but rank " + std::to_string(ranks - 1) +
+                        " calls all_reduce of 256"),
               std::string::npos)
         << error.what();
   }
