@@ -128,9 +128,9 @@ TEST(PreTokenizer, GivesUpOnPatternsThatBacktrackWithoutEnd) {
   expect_refused("(a+)+$|z", std::string(40, 'a') + "b", "failed at byte 0 of a text of 41 bytes");
 }
 
-// At each byte it looks for a b to the end of the text, a million steps, and takes the byte by itself.
+// At each byte it looks for a b to the end of the text, and takes the byte by itself.
 TEST(PreTokenizer, GivesUpOnPatternsThatAreSlowAtEveryByte) {
-  expect_refused("a[^c]*?b|a", std::string(1'000'000, 'a') + "c", "takes too long: it is at byte ");
+  expect_refused("a[^c]*?b|a", std::string(200'000, 'a') + "c", "takes too long: it is at byte ");
 }
 
 }  // namespace
