@@ -7,16 +7,17 @@ namespace pq::cuda {
 namespace {
 
 constexpr int kHalfWarps = 16;
-constexpr int kTokens = 4;
+constexpr int kTokens = 8;
 
+template <int Turns>
 __global__ void __launch_bounds__(kPlainThreads) plain_rows_kernel(float* unit_sums, const float* x, Matrix m, int64_t tokens) {
   __shared__ PlainArea area;
   const int64_t unit = blockIdx.z;
-  plain_rows(area, unit_sums + unit * tokens * m.rows, x, m, unit, static_cast<int64_t>(blockIdx.x) * kPlainRows,
-             static_cast<int64_t>(blockIdx.y) * kPlainTokens, tokens);
+  plain_rows<Turns>(area, unit_sums + unit * tokens * m.rows, x, m, unit, static_cast<int64_t>(blockIdx.x) * kPlainRows,
+                    static_cast<int64_t>(blockIdx.y) * Turns * kPlainTurn, tokens);
 }
 
-// One coded row and up to four tokens a half warp, in the sixteen lanes of the contract, which are folded block by block;
+// One coded row and up to eight tokens a half warp, in the sixteen lanes of the contract, which are folded block by block;
 // blockIdx.y the tokens, blockIdx.z the unit. A half warp without a row repeats the last one: the other half needs it in its
 // shuffles.
 __global__ void __launch_bounds__(16 * kHalfWarps)
@@ -105,8 +106,9 @@ void launch_float_linear(const LinearArgs& args, float* unit_sums, const DeviceC
     launch("rotated_rows", rotated_rows_kernel, grid, 16 * kHalfWarps, 0, stream, unit_sums, args.x.rotated, w, book.centroids,
            book.bits, args.x.tokens, w.unit_cols());
   } else {
-    const dim3 grid(blocks_for(w.rows, kPlainRows), blocks_for(args.x.tokens, kPlainTokens), units);
-    launch("plain_rows", plain_rows_kernel, grid, kPlainThreads, 0, stream, unit_sums, args.x.raw, w, args.x.tokens);
+    const int turns = plain_turns(args.x.tokens);
+    const dim3 grid(blocks_for(w.rows, kPlainRows), blocks_for(args.x.tokens, turns * kPlainTurn), units);
+    launch("plain_rows", turns == 1 ? plain_rows_kernel<1> : plain_rows_kernel<2>, grid, kPlainThreads, 0, stream, unit_sums, args.x.raw, w, args.x.tokens);
   }
 }
 

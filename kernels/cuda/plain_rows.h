@@ -9,30 +9,35 @@ namespace pq::cuda {
 
 inline constexpr int kPlainThreads = 256;
 inline constexpr int kPlainRows = 4;
-inline constexpr int kPlainTokens = 4;
+inline constexpr int kPlainTurn = 4;  // tokens side by side
 inline constexpr int kPlainColumns = 1024;
 
-// Columns at hand; rows of weights lie on different banks.
+// Columns at hand, half as many of two turns; rows of weights lie on different banks.
 struct PlainArea {
   float weights[kPlainRows][kPlainColumns + 16];
-  float inputs[kPlainTokens][kPlainColumns];
+  float inputs[kPlainTurn * kPlainColumns];
 };
-static_assert(kPlainRows * kPlainTokens * 16 == kPlainThreads);
+static_assert(kPlainRows * kPlainTurn * 16 == kPlainThreads);
+
+// A pass over the weights takes one turn of tokens, or two: each thread then has one of either.
+inline int plain_turns(int64_t tokens) { return tokens > kPlainTurn ? 2 : 1; }
 
 // y [tokens][m.rows] of one unit: rows from first_row, tokens from first_token, as many of the block's as there are. x
 // [tokens][m.cols]. All kPlainThreads threads call it.
+template <int Turns>
 __device__ inline void plain_rows(PlainArea& area, float* y, const float* x, const Matrix& m, int64_t unit, int64_t first_row,
                                   int64_t first_token, int64_t tokens) {
   const int lane = threadIdx.x % 16, row = threadIdx.x / 16 % kPlainRows, token = threadIdx.x / (16 * kPlainRows);
   const int rows = static_cast<int>(min(static_cast<int64_t>(kPlainRows), m.rows - first_row));
-  const int count = static_cast<int>(min(static_cast<int64_t>(kPlainTokens), tokens - first_token));
+  const int count = static_cast<int>(min(static_cast<int64_t>(Turns * kPlainTurn), tokens - first_token));
   // Offsets from the first of the rows are 32 bits, which leaves a block of threads its registers.
   const int cols = static_cast<int>(m.cols / m.units), stride = static_cast<int>(m.cols);
   const int64_t first = (unit * m.rows + first_row) * cols;
   const float* input = x + first_token * m.cols + unit * cols;
-  float sum = 0.0f;
-  for (int begin = 0; begin < cols; begin += kPlainColumns) {
-    const int size = min(kPlainColumns, cols - begin);
+  constexpr int columns = kPlainColumns / Turns;
+  float sum[Turns] = {};
+  for (int begin = 0; begin < cols; begin += columns) {
+    const int size = min(columns, cols - begin);
     // All of a thread's loads are on their way before it waits for one; rows that are not there repeat the last.
     const auto fill = [&](const auto& weight) {
 #pragma unroll 4
@@ -53,16 +58,23 @@ __device__ inline void plain_rows(PlainArea& area, float* y, const float* x, con
     }
     for (int t = 0; t < count; ++t) {
 #pragma unroll 2
-      for (int c = threadIdx.x; c < size; c += kPlainThreads) area.inputs[t][c] = input[t * stride + begin + c];
+      for (int c = threadIdx.x; c < size; c += kPlainThreads) area.inputs[t * columns + c] = input[t * stride + begin + c];
     }
     __syncthreads();
     if (token < count) {
 #pragma unroll 4
-      for (int c = lane; c < size; c += 16) sum = fmaf(area.weights[row][c], area.inputs[token][c], sum);
+      for (int c = lane; c < size; c += 16) {
+#pragma unroll
+        for (int i = 0; i < Turns; ++i) sum[i] = fmaf(area.weights[row][c], area.inputs[(i * kPlainTurn + token) * columns + c], sum[i]);
+      }
     }
   }
-  sum = fold_lanes(sum);
-  if (lane == 0 && row < rows && token < count) y[(first_token + token) * m.rows + first_row + row] = sum;
+#pragma unroll
+  for (int i = 0; i < Turns; ++i) {
+    const int own = i * kPlainTurn + token;
+    const float total = fold_lanes(sum[i]);
+    if (lane == 0 && row < rows && own < count) y[(first_token + own) * m.rows + first_row + row] = total;
+  }
 }
 
 }  // namespace pq::cuda

@@ -187,9 +187,9 @@ __global__ void __launch_bounds__(32 * kRowWarps, T == 1   ? 3
   }
   const int64_t block = blockIdx.x - part.first;
   if (part.magnitudes != nullptr) return coded_rows<T, S>(part, g, block);
-  const int64_t rows = (part.w.rows + kPlainRows - 1) / kPlainRows;
-  plain_rows(*dynamic_shared<PlainArea>(), part.y, g.raw, part.w, 0, block % rows * kPlainRows, block / rows * kPlainTokens,
-             g.tokens);
+  constexpr int kTurns = T > kPlainTurn ? 2 : 1;
+  static_assert(T <= kTurns * kPlainTurn);
+  plain_rows<kTurns>(*dynamic_shared<PlainArea>(), part.y, g.raw, part.w, 0, block * kPlainRows, 0, g.tokens);
 }
 
 template <int T, int S>
@@ -240,7 +240,7 @@ void launch_row_products(std::span<const RowProduct> products, int multiprocesso
         grid += blocks_for(w.rows, kTileRows * kRowWarps / split / w.units);
       } else {
         plain = true;
-        grid += blocks_for(w.rows, kPlainRows) * blocks_for(x.tokens, kPlainTokens);
+        grid += blocks_for(w.rows, kPlainRows);
       }
     }
   }

@@ -141,7 +141,7 @@ TEST_P(LinearTest, PlainFormatsAgreeOverShapes) {
     for (int64_t dim : {48, 100, 128, 384, 5120}) {
       if (kind.format == WeightFormat::int4 && dim % kBlock != 0) continue;
       for (int64_t rows : {1, 3, 16, 17}) {
-        for (int64_t tokens : {0, 1, 3, 9}) {
+        for (int64_t tokens : {0, 1, 3, 6, 9}) {
           SCOPED_TRACE(::testing::Message() << "format " << static_cast<int>(kind.format) << ", dim " << dim << ", rows " << rows
                                             << ", tokens " << tokens);
           const OwnedMatrix w = random_matrix(kind, rows, dim, 1, ++seed);
