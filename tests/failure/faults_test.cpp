@@ -149,7 +149,7 @@ class ApartFault : public Fault {};
 
 TEST_P(ApartFault, OneLineOneCodeAndNobodyLeft) { expect_one_line({"env", "PQ_NODES=1"}); }
 
-// Two nodes of two ranks.
+// Nodes of two ranks.
 class PairsFault : public Fault {};
 
 TEST_P(PairsFault, OneLineOneCodeAndNobodyLeft) { expect_one_line({"env", "PQ_NODES=2"}); }
@@ -183,7 +183,11 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"run", 4, "stop:decode:rank=0:step=3", 75, "^pq-run.1.: .*rank 0, which is in decode, step 3 on .*stopped$"},
         Case{"run", 4, "stop:load:rank=3:layer=3", 75, "rank 3, which is in .* on .*; nothing is heard from its process"},
         Case{"run", 4, "throw:decode:rank=3:step=2", 70, "^pq-run.3.: internal error: PQ_FAULT "},
-        Case{"run", 4, "hang:prefill:rank=1:layer=2", 75, "rank 1, which is in prefill, layer 2|^pq-run.1.: no progress"}),
+        Case{"run", 4, "hang:prefill:rank=1:layer=2", 75, "rank 1, which is in prefill, layer 2|^pq-run.1.: no progress"},
+        Case{"quantize", 6, "kill:quantise:rank=5", 137, "^pq-quantize.4.: rank 5 on .* ended without a word in quantise"},
+        Case{"quantize", 6, "stop:quantise:rank=4", 75,
+             "^pq-quantize.0.: .*waits for rank 4, .*; nothing is heard from its process"},
+        Case{"quantize", 6, "hang:quantise:rank=2", 75, "^pq-quantize.0.: .*waits for rank 2, which is in quantise"}),
     name_of);
 
 // What the ranks were told to call, they call; a fault that nobody reaches leaves a run as it is.
