@@ -47,7 +47,7 @@ std::unique_ptr<Backend> make_backend(const std::string& device, const BackendOp
       throw Error(ErrorKind::usage, fmt::format("there is no instruction set '{}'; known are {}", options.isa, isa_names()));
     return make_cpu_backend(*isa, options);
   }
-  if (device == "cuda") return make_cuda_backend(0, 0, options.cublas, nullptr, nullptr);
+  if (device == "cuda") return make_cuda_backend(0, 0, options.cublas, nullptr);
   throw Error(ErrorKind::usage, fmt::format("there is no device '{}'; devices are cpu, cuda and reference", device));
 }
 

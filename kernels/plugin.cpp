@@ -65,7 +65,7 @@ int cuda_device_count(std::string* reason) {
   return count;
 }
 
-std::unique_ptr<Backend> make_cuda_backend(int device, int64_t memory_limit, bool cublas, uint8_t* identity, int64_t* free_bytes) {
+std::unique_ptr<Backend> make_cuda_backend(int device, int64_t memory_limit, bool cublas, uint8_t* identity) {
   std::string reason;
   const int count = cuda_device_count(&reason);
   if (count == 0) throw Error(ErrorKind::environment, "no GPU: " + reason + "; run with --device cpu");
@@ -77,7 +77,6 @@ std::unique_ptr<Backend> make_cuda_backend(int device, int64_t memory_limit, boo
   request.cublas = cublas ? 1 : 0;
   Backend* backend = plugin().make_backend(&request);
   if (backend == nullptr) throw Error(static_cast<ErrorKind>(request.error_kind), request.error);
-  if (free_bytes != nullptr) *free_bytes = request.free_bytes;
   if (identity != nullptr) std::copy(std::begin(request.identity), std::end(request.identity), identity);
   return std::unique_ptr<Backend>(backend);
 }

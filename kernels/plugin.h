@@ -15,14 +15,13 @@ struct RankExchange;
 
 // Exported by the plugin as pq_cuda_abi. Changes with every change of this header, of kernels/backend.h, device_measure.h,
 // device_sum.h or codebook.h.
-inline constexpr int32_t kCudaAbi = 7;
+inline constexpr int32_t kCudaAbi = 8;
 
 struct CudaRequest {
   int32_t device = 0;         // index among the visible devices
   int64_t memory_limit = 0;   // bytes of device memory the backend may allocate; 0: all there is
   int32_t cublas = 0;         // 1: products of many tokens by cuBLAS
   uint8_t identity[16] = {};  // answered by the factory: the UUID of the device
-  int64_t free_bytes = 0;     // and what it has free, its context and code aside, for all buffers together
   int32_t error_kind = 0;     // an ErrorKind, and its message, when the request failed
   char error[512] = {};
 };
@@ -44,7 +43,7 @@ std::unique_ptr<DeviceSum> make_cuda_sum(Backend& backend, const std::string& me
                                          double time_limit_seconds);
 
 // Throws ErrorKind::environment when there is no such device, or no cuBLAS where that is asked for (BackendOptions::cublas).
-// identity [16], free_bytes: the device's UUID and free memory; both may be null.
-std::unique_ptr<Backend> make_cuda_backend(int device, int64_t memory_limit, bool cublas, uint8_t* identity, int64_t* free_bytes);
+// identity [16]: the device's UUID; may be null.
+std::unique_ptr<Backend> make_cuda_backend(int device, int64_t memory_limit, bool cublas, uint8_t* identity);
 
 }  // namespace pq

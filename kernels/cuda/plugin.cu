@@ -40,9 +40,6 @@ extern "C" __attribute__((visibility("default"))) pq::Backend* pq_cuda_make_back
     cudaDeviceProp properties{};
     pq::cuda::check(cudaGetDeviceProperties(&properties, request->device), "cudaGetDeviceProperties");
     std::memcpy(request->identity, properties.uuid.bytes, sizeof request->identity);
-    size_t free = 0, total = 0;
-    pq::cuda::check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-    request->free_bytes = static_cast<int64_t>(free) + backend->held_bytes();
     return backend.release();
   } catch (const pq::Error& error) {
     fail(request, error.kind(), error.what());

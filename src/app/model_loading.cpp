@@ -13,6 +13,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/process.h"
+#include "kernels/device_measure.h"
 #include "kernels/device_memory.h"
 #include "kernels/device_sum.h"
 #include "kernels/plugin.h"
@@ -31,7 +32,7 @@ double sum_limit_seconds(const JobOptions& options) {
 void check_memory(const Model& model, const ModelFlags& flags, int64_t limit) {
   if (limit == 0 || model.plan.total() <= limit) return;
   const std::string allowed =
-      flags.memory_bytes > 0
+      limit == flags.memory_bytes
           ? "--memory allows " + bytes_text(limit)
           : (model.runtime.place == Place::gpu ? "this rank's GPU has " : "this rank's share of the free memory is ") +
                 bytes_text(limit);
@@ -98,17 +99,19 @@ void make_rank_backend(const ModelFlags& flags, const Session& session, Model* m
                                               cublas ? "--prefill codes" : "--device cpu"));
   }
   const int64_t for_buffers = flags.memory_bytes > 0 ? flags.memory_bytes - context : 0;
-  model->backend = make_cuda_backend(device_of_rank(session.local_rank(), devices), for_buffers, cublas, model->device.data(),
-                                     &model->device_free_bytes);
+  model->backend = make_cuda_backend(device_of_rank(session.local_rank(), devices), for_buffers, cublas, model->device.data());
 }
 
 Place place_of(const Model& model) { return model.device == DeviceIdentity{} ? Place::host : Place::gpu; }
 
 void plan_within(const ModelFlags& flags, const Session& session, Model* model) {
-  const int64_t limit = flags.memory_bytes > 0 ? flags.memory_bytes
-                        : model->runtime.place == Place::gpu
-                            ? model->device_free_bytes + device_context_bytes(model->runtime.cublas)
-                            : proc_bytes("/proc/meminfo", "MemAvailable") / session.local_ranks();
+  int64_t limit = flags.memory_bytes;
+  if (model->runtime.place == Place::gpu) {
+    const int64_t room = device_room(model->device_free_bytes, model->runtime.cublas);
+    limit = limit > 0 ? std::min(limit, room) : room;
+  } else if (limit == 0) {
+    limit = proc_bytes("/proc/meminfo", "MemAvailable") / session.local_ranks();
+  }
   model->memory_limit = limit;
   model->plan = plan_rank(model->config, model->runtime, *model->source, session.rank(), session.ranks(), limit);
   check_memory(*model, flags, limit);
@@ -164,8 +167,10 @@ void share_devices(Session& session, bool allowed, Model* model) {
   session.agree("choosing devices", [&] {
     const std::string problem = allowed ? "" : shared_device_problem(all, session.rank());
     if (!problem.empty()) throw Error(ErrorKind::usage, problem);
+    // All devices have been opened by now, and nothing is put on them yet.
+    if (const auto* device = dynamic_cast<const DeviceMeasure*>(model->backend.get()))
+      model->device_free_bytes = device->held_bytes() + device->free_bytes() / sharers(all, session.rank());
   });
-  model->device_free_bytes /= sharers(all, session.rank());
 }
 
 Model open_model(Session& session, const ModelFlags& flags) {

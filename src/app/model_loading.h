@@ -26,7 +26,7 @@ struct Model {
   RuntimeOptions runtime;
   MemoryPlan plan;
   DeviceIdentity device{};        // of backend
-  int64_t device_free_bytes = 0;  // what it had free when it was opened; this rank's share of that, once the devices are shared out
+  int64_t device_free_bytes = 0;  // this rank's share of what it had free when all ranks had opened theirs
   int64_t memory_limit = 0;       // what the plan was held against; 0: nothing
   std::unique_ptr<Backend> backend;
   std::unique_ptr<DeviceSum> sum;      // between GPUs; null: values pass through the session's communicator

@@ -55,7 +55,7 @@ void log_memory(const std::vector<RankMemory>& memory, double load_seconds) {
 std::string exhausted_text(const std::string& why, const Model& model, int rank, int ranks) {
   const auto* device = dynamic_cast<const DeviceMeasure*>(model.backend.get());
   if (device == nullptr || why.rfind(kNoDeviceMemory, 0) != 0) return why;
-  int64_t there = device_context_bytes(model.runtime.cublas) + device->held_bytes() + device->free_bytes();
+  int64_t there = device_room(device->held_bytes() + device->free_bytes(), model.runtime.cublas);
   if (model.memory_limit > 0) there = std::min(there, model.memory_limit);
   const int64_t largest = plan_rank(model.config, model.runtime, *model.source, rank, ranks, there).largest_context;
   // The plan may fit what there is and memory be in pieces all the same.
