@@ -142,7 +142,7 @@ class NcclSum : public DeviceSum {
       call(state, what);
       const double waited = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       if (waited > limit_seconds_) {
-        abort();
+        NcclSum::abort();  // the constructor waits here too
         throw Error(ErrorKind::peer, std::string("NCCL: ") + what + " on rank " + std::to_string(rank_) + " did not end within " +
                                          std::to_string(static_cast<int64_t>(limit_seconds_)) + " s");
       }

@@ -118,9 +118,9 @@ int connect_to(uint32_t where, uint16_t port, uint64_t token, int rank, Clock::t
   address.sin_family = AF_INET;
   address.sin_port = port;
   address.sin_addr.s_addr = where;
-  ::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address);
+  const bool under_way = ::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0 || errno == EINPROGRESS;
   pollfd ready{fd, POLLOUT, 0};
-  if (::poll(&ready, 1, left_ms(std::min(deadline, Clock::now() + kOneAddress))) > 0) {
+  if (under_way && ::poll(&ready, 1, left_ms(std::min(deadline, Clock::now() + kOneAddress))) > 0) {
     const Clock::time_point until = std::min(deadline, Clock::now() + kProof);
     Hello hello{token, rank};
     uint64_t answer = 0;
