@@ -2,9 +2,9 @@
 // its JSON, the files it writes, and one line with the documented code for every input that is not what it should be.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -39,7 +39,7 @@ class PplTest : public testing::Test {
   }
 
   static nlohmann::json json(int ranks, std::vector<std::string> flags) {
-    flags.push_back("--json");
+    flags.emplace_back("--json");
     const test::ProcessResult result = ppl(ranks, flags);
     EXPECT_EQ(result.code, 0) << result.err;
     return nlohmann::json::parse(result.out, nullptr, false);
