@@ -3,9 +3,9 @@
 
 #include <gtest/gtest.h>
 #include <hdf5.h>
-#include <stdlib.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <limits>
 
