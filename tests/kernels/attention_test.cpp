@@ -203,7 +203,8 @@ void expect_attention_of_the_reference(Backend& backend, Backend& generic, Backe
       // divisions and the gate.
       const double ds = (static_cast<double>(g.head_dim) / 16 + 6) * kEps * score_size;
       const double positions = static_cast<double>(std::min(t + 1, kKeyBlock));
-      const double blocks = static_cast<double>(t / kKeyBlock + 1);
+      const int64_t key_blocks = t / kKeyBlock + 1;
+      const auto blocks = static_cast<double>(key_blocks);
       const double relative = 2 * ds + 4 * score_size * kEps + (4 + positions * 1.1 + 6 + blocks * 2 * (4 + 4 + 3) + 4 + 6) * kEps;
       for (int64_t i = 0; i < g.head_dim; ++i) bound.push_back(relative * largest_value);
     }

@@ -284,7 +284,7 @@ TEST_P(EncoderOfEveryBackend, CodesSymmetricGroupsAndCallsOfAnySize) {
     Guarded<uint8_t> codes(rows * cols / 2), expected_codes(rows * cols / 2);
     Guarded<uint16_t> scales(rows * cols / kBlock), expected_scales(rows * cols / kBlock);
     EncodeError error{1, 1}, expected_error{2, 2};
-    const auto run = [&](Backend& backend, Guarded<uint8_t>& c, Guarded<uint16_t>& s, EncodeError* e) {
+    const auto run = [&, rows = rows, cols = cols](Backend& backend, Guarded<uint8_t>& c, Guarded<uint16_t>& s, EncodeError* e) {
       backend.int4_encode(
           {.codes = c.data(), .scales = s.data(), .zeros = nullptr, .w = w.data(), .rows = rows, .cols = cols, .error = e});
       EXPECT_TRUE(c.intact() && s.intact());

@@ -12,7 +12,7 @@ namespace pq {
 
 inline std::vector<std::string> every_backend() {
   std::vector<std::string> names;
-  for (const Isa isa : kIsas) names.push_back(isa_name(isa));
+  for (const Isa isa : kIsas) names.emplace_back(isa_name(isa));
   names.insert(names.end(), {"cuda", "cuda-emulated"});
   return names;
 }

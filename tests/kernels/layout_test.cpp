@@ -90,7 +90,7 @@ TEST(Layout, ProductsReadTilesAsTheyReadStores) {
       const std::vector<float> x = normals(tokens * cols, 22);
       for (const ActivationMode mode : {ActivationMode::int8, ActivationMode::f32}) {
         if (mode == ActivationMode::f32 && (tokens > 3 || rows > 130)) continue;
-        const auto product = [&](Backend& backend, const Matrix& w) {
+        const auto product = [&, rows = rows](Backend& backend, const Matrix& w) {
           const Buffer in = uploaded(backend, x), rotated = backend.allocate(4 * tokens * cols);
           const Buffer codes = backend.allocate(tokens * cols), scales = backend.allocate(4 * tokens * cols / kBlock);
           const Buffer y = backend.allocate(4 * tokens * rows);

@@ -48,7 +48,8 @@ std::vector<float> run_linear(Backend& backend, const Activation& x, const Matri
 std::vector<double> bounds(const Activation& x, const Matrix& w) {
   std::vector<double> bound(static_cast<size_t>(x.tokens * w.rows), 0.0);
   const int64_t unit_cols = w.unit_cols();
-  const double k = 4.0 + static_cast<double>((unit_cols + 15) / 16) + 4.0 + 6.0 + 4.0;
+  const int64_t lane_terms = (unit_cols + 15) / 16;
+  const double k = 4.0 + static_cast<double>(lane_terms) + 4.0 + 6.0 + 4.0;
   for (int64_t r = 0; r < w.rows; ++r) {
     for (int64_t unit = 0; unit < w.units; ++unit) {
       // Magnitudes of the weights in the basis of the product.
