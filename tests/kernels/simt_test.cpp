@@ -45,11 +45,11 @@ TEST(Simt, TileProductIsAMatrixProduct) {
   for (size_t i = 0; i < b.size(); ++i) b[i] = static_cast<int8_t>(i * 91 % 255 - 127);
   std::vector<int> c(16 * 8, -1);
   ASSERT_EQ(launch(mma_kernel, 1, 32, 0, a.data(), b.data(), c.data()), cudaSuccess);
-  for (int r = 0; r < 16; ++r) {
-    for (int col = 0; col < 8; ++col) {
+  for (size_t r = 0; r < 16; ++r) {
+    for (size_t col = 0; col < 8; ++col) {
       int sum = 0;
-      for (int k = 0; k < 32; ++k) sum += a[static_cast<size_t>(r * 32 + k)] * b[static_cast<size_t>(k * 8 + col)];
-      EXPECT_EQ(c[static_cast<size_t>(r * 8 + col)], sum);
+      for (size_t k = 0; k < 32; ++k) sum += a[r * 32 + k] * b[k * 8 + col];
+      EXPECT_EQ(c[r * 8 + col], sum);
     }
   }
 }

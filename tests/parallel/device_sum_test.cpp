@@ -131,7 +131,7 @@ TEST_P(PushSumTest, AddsAndNormalisesWithTheBitsOfEachApart) {
       struct Place {
         Buffer part, stream, y, weight, codes, scales;
       };
-      const auto run = [&](bool fused) {
+      const auto run = [&, rows = rows, dim = dim](bool fused) {
         const Place place{backend->allocate(4 * count), backend->allocate(4 * count), backend->allocate(4 * count),
                           backend->allocate(4 * dim),   backend->allocate(count),     backend->allocate(4 * count)};
         std::vector<float> added = part;
