@@ -70,10 +70,11 @@ TEST(Activity, TheBoardMovesWithItsRecord) {
   void* memory = std::aligned_alloc(alignof(JobBoard), job_board_bytes(3));
   std::uninitialized_fill_n(static_cast<unsigned char*>(memory), job_board_bytes(3), 0);
   use_job_board(memory, 3, 2);
-  EXPECT_EQ(&own_record(), &job_board().record[2]);
+  const RankRecord* records = job_board().record;
+  EXPECT_EQ(&own_record(), records + 2);
   EXPECT_EQ(job_board().records, 3);
   EXPECT_EQ(own_record().rank, 5);
-  EXPECT_EQ(activity_of(job_board().record[2]).phase, Phase::load);
+  EXPECT_EQ(activity_of(records[2]).phase, Phase::load);
   enter_phase(Phase::start);
   own_record().rank = 0;
 }

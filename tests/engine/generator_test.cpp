@@ -69,7 +69,7 @@ std::vector<int32_t> expected_tokens(std::vector<int32_t> sequence, int count) {
 
 class GeneratorTest : public testing::Test {
  protected:
-  GenerationResult generate(GenerationRequest request) { return generator.generate(request, sampler); }
+  GenerationResult generate(const GenerationRequest& request) { return generator.generate(request, sampler); }
   std::vector<int64_t> step_positions() const {
     std::vector<int64_t> positions;
     for (const Step& step : model.steps_) positions.push_back(step.spans[0].position);

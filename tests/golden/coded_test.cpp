@@ -107,8 +107,8 @@ double windows_nll(Golden golden, const RunSetup& setup, int64_t count) {
   for (size_t i = 0; i + 1 < golden.windows.size(); ++i) {
     if ((i + 1) % static_cast<size_t>(golden.window) == 0) continue;
     const float* row = logits.data() + i * vocab;
-    double exponentials = 0;
-    for (size_t v = 0; v < vocab; ++v) exponentials += std::exp(static_cast<double>(row[v]) - row[0]);
+    double exponentials = 1;
+    for (size_t v = 1; v < vocab; ++v) exponentials += std::exp(static_cast<double>(row[v]) - row[0]);
     sum += std::log(exponentials) + row[0] - row[golden.windows[i + 1]];
     ++scored;
   }

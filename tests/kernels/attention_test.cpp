@@ -25,7 +25,7 @@ struct Sequence {
   int64_t tokens;
   std::vector<float> q_gate, k, v, q_norm, k_norm, inv_freq;
 
-  Sequence(Geometry geometry, int64_t count, uint64_t seed) : g(geometry), tokens(count) {
+  Sequence(const Geometry& geometry, int64_t count, uint64_t seed) : g(geometry), tokens(count) {
     q_gate = normals(count * g.heads * 2 * g.head_dim, seed, 2.0);
     k = normals(count * g.kv_heads * g.head_dim, seed + 1, 2.0);
     v = normals(count * g.kv_heads * g.head_dim, seed + 2);

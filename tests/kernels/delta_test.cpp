@@ -22,7 +22,7 @@ struct Sequence {
   int64_t tokens;
   std::vector<float> qkv, a, b, a_log, dt_bias;
 
-  Sequence(Geometry geometry, int64_t count, uint64_t seed) : g(geometry), tokens(count) {
+  Sequence(const Geometry& geometry, int64_t count, uint64_t seed) : g(geometry), tokens(count) {
     qkv = normals(count * g.row(), seed);
     a = normals(count * g.value_heads, seed + 1, 2.0);
     b = normals(count * g.value_heads, seed + 2, 2.0);

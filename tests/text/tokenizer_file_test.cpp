@@ -111,7 +111,7 @@ TEST(TokenizerFile, OtherPipelines) {
   expect_refused([](json& f) { f["normalizer"]["type"] = "NFKC"; }, "normalizer type is '\"NFKC\"', only 'NFC'");
   expect_refused([](json& f) { f["pre_tokenizer"] = nullptr; }, "pre_tokenizer type is 'null'");
   expect_refused([](json& f) { f["pre_tokenizer"]["type"] = "Whitespace"; }, "pre_tokenizer type");
-  auto& steps = "pretokenizers";
+  const std::string steps = "pretokenizers";
   expect_refused([&](json& f) { f["pre_tokenizer"][steps].erase(0); }, "[Split, ByteLevel]");
   expect_refused([&](json& f) { f["pre_tokenizer"][steps] = "Split"; }, "[Split, ByteLevel]");
   expect_refused([&](json& f) { f["pre_tokenizer"][steps][0]["type"] = "Digits"; }, "pretokenizers[0] type is '\"Digits\"'");

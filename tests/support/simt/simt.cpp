@@ -171,9 +171,9 @@ Group& Machine::meet(unsigned mask, Exchange kind, uint64_t value, const uint32_
   }
   if (group->arrived != 0 && group->kind != kind) fail("lanes of one warp call different operations");
   group->kind = kind;
-  const size_t set = static_cast<size_t>(group->generation % 2);
-  group->values[set][static_cast<size_t>(own)] = value;
-  for (int i = 0; i < count; ++i) group->words[set][static_cast<size_t>(8 * own + i)] = words[i];
+  const auto set = static_cast<size_t>(group->generation % 2), place = static_cast<size_t>(own);
+  group->values[set][place] = value;
+  for (size_t i = 0; i < static_cast<size_t>(count); ++i) group->words[set][8 * place + i] = words[i];
   group->arrived |= 1u << own;
   Thread& thread = threads_[static_cast<size_t>(current_)];
   thread.group = group;
@@ -227,9 +227,10 @@ bool Machine::run_warp(int warp, int lanes, int first) {
   return progress;
 }
 
+// A block has a thread at least: launch() looks.
 void Machine::run_block(const Shape& shape, const Work& body, uint64_t order) {
   const int count = static_cast<int>(shape.block.x * shape.block.y * shape.block.z);
-  const int warps = (count + kWarp - 1) / kWarp;
+  const int warps = std::max(1, (count + kWarp - 1) / kWarp);
   body_ = &body;
   shape_ = &shape;
   // What was in shared memory is garbage to the next block: a pattern that is no number.
