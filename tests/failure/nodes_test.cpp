@@ -77,6 +77,20 @@ TEST_F(NodesTest, AnIdleJobIsQuiet) {
   chat.finish();
 }
 
+// While loading, where it ends every rank at once.
+TEST_F(NodesTest, ASignalToAllRanksIsOneLine) {
+  const std::string mark = directory_.path() + "/acted";
+  Words environment = environment_;
+  environment.insert(environment.end(), {"PQ_FAULT=hang:load:rank=1:layer=3", "PQ_FAULT_MARK=" + mark});
+  test::LiveJob job(test::launched(4, "pq-run", {"-m", test::demo_path(), "-p", "x", "-n", "2", "--temp", "0"}), environment);
+  ASSERT_TRUE(job.wait_until([&] { return std::filesystem::exists(mark); })) << job.err();
+  job.signal(SIGTERM);
+  EXPECT_EQ(job.finish(), 143) << job.err();
+  const Words lines = test::lines_of(job.err());
+  ASSERT_EQ(lines.size(), 1u) << job.err();
+  EXPECT_THAT(lines[0], testing::HasSubstr("]: ended by "));
+}
+
 TEST_F(NodesTest, ASignalToAnyRankStopsAll) {
   const Words generation = {"-m", test::demo_path(), "-p", "Once upon a time", "-n", "400", "--temp", "0", "--json"};
   for (const char* fault : {"usr1:decode:rank=1:step=20", "term:decode:rank=3:step=20"}) {
