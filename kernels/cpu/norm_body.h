@@ -60,6 +60,11 @@ PQ_FUNCTION void silu_mul(float* gate, const float* up, int64_t count) {
   for (int64_t i = 0; i < count; i += 16) store(gate + i, mul(silu(load(gate + i)), load(up + i)));
 }
 
+// What the convolution was given at a position; zeros before the first.
+PQ_FUNCTION Lanes conv_input(const ConvTile& t, int64_t position) {
+  return position >= 0 ? load_part(t.state + position % kConvRows * t.channels, t.width) : all(0.0f);
+}
+
 PQ_FUNCTION void conv(const ConvTile& t) {
   Lanes w[4];
   if (t.width == 16) {
@@ -71,12 +76,8 @@ PQ_FUNCTION void conv(const ConvTile& t) {
       w[j] = load(column);
     }
   }
-  Lanes history[kConvHistory];
-  for (int64_t back = 1; back <= kConvHistory; ++back) {
-    const int64_t position = t.position - back;
-    history[kConvHistory - back] = position >= 0 ? load_part(t.state + position % kConvRows * t.channels, t.width) : all(0.0f);
-  }
-  Lanes h0 = history[0], h1 = history[1], h2 = history[2];
+  static_assert(kConvHistory == 3);
+  Lanes h0 = conv_input(t, t.position - 3), h1 = conv_input(t, t.position - 2), h2 = conv_input(t, t.position - 1);
   for (int64_t i = 0; i < t.tokens; ++i) {
     const Lanes x = load_part(t.x + i * t.channels, t.width);
     const Lanes sum = fma(w[3], x, fma(w[2], h2, fma(w[1], h1, fma(w[0], h0, all(0.0f)))));

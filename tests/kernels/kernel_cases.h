@@ -38,7 +38,7 @@ class Guarded {
     std::memset(bytes_.data(), 0xa5, kGuard);
     std::memset(bytes_.data() + bytes_.size() - kGuard, 0xa5, kGuard);
   }
-  T* data() { return reinterpret_cast<T*>(bytes_.data() + kGuard); }
+  T* data() { return static_cast<T*>(static_cast<void*>(bytes_.data() + kGuard)); }
   std::vector<T> values() { return std::vector<T>(data(), data() + count_); }
   bool intact() const {
     for (size_t i = 0; i < kGuard; ++i) {
