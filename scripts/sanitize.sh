@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds with AddressSanitizer and UBSan (build-asan/) and with ThreadSanitizer (build-tsan/) and runs the tests under each, MPI tests
-# included; the CUDA plugin is left out. One line a preset goes to standard output, exit code 1 when a test failed. Takes an hour on two cores.
+# included; the CUDA plugin is left out. One line a preset goes to standard output, exit code 1 when a test failed. Each takes an hour on two cores.
 #   sanitize.sh [asan | tsan] [CTEST ARGUMENTS...]      without a name: both
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 70
