@@ -108,7 +108,8 @@ void launch_float_linear(const LinearArgs& args, float* unit_sums, const DeviceC
   } else {
     const int turns = plain_turns(args.x.tokens);
     const dim3 grid(blocks_for(w.rows, kPlainRows), blocks_for(args.x.tokens, turns * kPlainTurn), units);
-    launch("plain_rows", turns == 1 ? plain_rows_kernel<1> : plain_rows_kernel<2>, grid, kPlainThreads, 0, stream, unit_sums, args.x.raw, w, args.x.tokens);
+    launch("plain_rows", turns == 1 ? plain_rows_kernel<1> : plain_rows_kernel<2>, grid, kPlainThreads, 0, stream, unit_sums,
+           args.x.raw, w, args.x.tokens);
   }
 }
 

@@ -65,7 +65,8 @@ __device__ inline void plain_rows(PlainArea& area, float* y, const float* x, con
 #pragma unroll 4
       for (int c = lane; c < size; c += 16) {
 #pragma unroll
-        for (int i = 0; i < Turns; ++i) sum[i] = fmaf(area.weights[row][c], area.inputs[(i * kPlainTurn + token) * columns + c], sum[i]);
+        for (int i = 0; i < Turns; ++i)
+          sum[i] = fmaf(area.weights[row][c], area.inputs[(i * kPlainTurn + token) * columns + c], sum[i]);
       }
     }
   }

@@ -16,7 +16,7 @@ namespace {
 
 constexpr size_t kJitStackStartBytes = size_t{32} << 10;
 constexpr size_t kJitStackLimitBytes = size_t{16} << 20;
-// The pattern of the model takes some hundredths of that.
+// The pattern of the model takes 0.02 on prose and code.
 constexpr int64_t kPatternUsOfAByte = 5;
 constexpr size_t kMatchesALook = 64;
 
