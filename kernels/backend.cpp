@@ -1,14 +1,9 @@
-// Sizes of weight planes and the choice of a backend by name.
+// Sizes of weight planes and what a backend does by its other operations; part of the CUDA plugin too.
 #include "kernels/backend.h"
-
-#include <fmt/format.h>
 
 #include "base/error.h"
 #include "kernels/check.h"
-#include "kernels/cpu/cpu_backend.h"
-#include "kernels/plugin.h"
 #include "kernels/polar.h"
-#include "kernels/reference/reference_backend.h"
 
 namespace pq {
 
@@ -37,18 +32,6 @@ void Backend::gated_delta_layer(const GatedDeltaLayerArgs& args) {
   causal_conv(args.conv);
   gated_delta(args.delta);
   gated_rms_norm(args.norm);
-}
-
-std::unique_ptr<Backend> make_backend(const std::string& device, const BackendOptions& options) {
-  if (device == "reference") return std::make_unique<ReferenceBackend>();
-  if (device == "cpu") {
-    const std::optional<Isa> isa = options.isa.empty() ? best_isa() : try_parse_isa(options.isa);
-    if (!isa)
-      throw Error(ErrorKind::usage, fmt::format("there is no instruction set '{}'; known are {}", options.isa, isa_names()));
-    return make_cpu_backend(*isa, options);
-  }
-  if (device == "cuda") return make_cuda_backend(0, 0, options.cublas, nullptr);
-  throw Error(ErrorKind::usage, fmt::format("there is no device '{}'; devices are cpu, cuda and reference", device));
 }
 
 }  // namespace pq
