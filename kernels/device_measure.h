@@ -28,6 +28,7 @@ class DeviceMeasure {
   // data [count] in device memory: values[word >> 56], the words being those of fill_random. values [256] in host memory, free when
   // this returns.
   virtual void fill_choices(uint16_t* data, int64_t count, const uint16_t* values, uint64_t seed) = 0;
+  virtual void fill_choices(float* data, int64_t count, const float* values, uint64_t seed) = 0;
 
   // Bytes of the buffers that this backend holds, and held at most.
   virtual int64_t held_bytes() const = 0;

@@ -15,7 +15,7 @@ struct RankExchange;
 
 // Exported by the plugin as pq_cuda_abi. Changes with every change of this header, of kernels/backend.h, device_measure.h,
 // device_sum.h or codebook.h.
-inline constexpr int32_t kCudaAbi = 8;
+inline constexpr int32_t kCudaAbi = 9;
 
 struct CudaRequest {
   int32_t device = 0;         // index among the visible devices

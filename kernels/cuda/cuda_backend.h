@@ -64,6 +64,7 @@ class CudaBackend : public Backend, public PinnedMemory, public DeviceMeasure {
   const char* multiply_name() const override { return "mma.sync.m16n8k32.s8"; }
   void fill_random(uint64_t* data, int64_t words, uint64_t seed) override;
   void fill_choices(uint16_t* data, int64_t count, const uint16_t* values, uint64_t seed) override;
+  void fill_choices(float* data, int64_t count, const float* values, uint64_t seed) override;
   int64_t held_bytes() const override { return ledger_->used; }
   int64_t peak_bytes() const override { return ledger_->peak; }
   int64_t taken_bytes() const override;

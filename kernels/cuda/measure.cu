@@ -52,17 +52,27 @@ __global__ void fill_kernel(uint64_t* data, int64_t words, uint64_t seed) {
   if (n < words) data[n] = random_word(seed, n);
 }
 
+template <typename T>
 struct Choices {
-  uint16_t values[256];
+  T values[256];
 };
 
-__global__ void fill_choices_kernel(uint16_t* data, int64_t count, Choices choices, uint64_t seed) {
-  __shared__ uint16_t values[256];
+template <typename T>
+__global__ void fill_choices_kernel(T* data, int64_t count, Choices<T> choices, uint64_t seed) {
+  __shared__ T values[256];
   static_assert(kThreads == 256);
   values[threadIdx.x] = choices.values[threadIdx.x];
   __syncthreads();
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (n < count) data[n] = values[random_word(seed, n) >> 56];
+}
+
+template <typename T>
+void fill_from(T* data, int64_t count, const T* values, uint64_t seed, cudaStream_t stream) {
+  Choices<T> choices;
+  std::copy_n(values, 256, choices.values);
+  if (count > 0)
+    launch("fill", fill_choices_kernel<T>, blocks_for(count, kThreads), kThreads, 0, stream, data, count, choices, seed);
 }
 
 }  // namespace
@@ -119,9 +129,11 @@ void CudaBackend::fill_random(uint64_t* data, int64_t words, uint64_t seed) {
 }
 
 void CudaBackend::fill_choices(uint16_t* data, int64_t count, const uint16_t* values, uint64_t seed) {
-  Choices choices;
-  std::copy_n(values, 256, choices.values);
-  if (count > 0) launch("fill", fill_choices_kernel, blocks_for(count, kThreads), kThreads, 0, stream_, data, count, choices, seed);
+  fill_from(data, count, values, seed, stream_);
+}
+
+void CudaBackend::fill_choices(float* data, int64_t count, const float* values, uint64_t seed) {
+  fill_from(data, count, values, seed, stream_);
 }
 
 int64_t CudaBackend::taken_bytes() const {

@@ -23,6 +23,11 @@ bool ends_with(const std::string& text, const char* tail) {
   return text.size() >= length && text.compare(text.size() - length, length, tail) == 0;
 }
 
+// Of which each fp32 or bf16 weight of a piece is one: a fresh normal value each would take minutes at full size, and the functions
+// it takes are not the same on every device.
+template <typename T>
+using Choices = std::array<T, 256>;
+
 // Zero-centred norms hold 0, the plain one holds 1, decay rates spread over a decade.
 float vector_value(const std::string& name, Random* random) {
   if (ends_with(name, "linear_attn.norm.weight")) return 1.0f;
@@ -32,17 +37,25 @@ float vector_value(const std::string& name, Random* random) {
   return static_cast<float>(kWeightDeviation * random->normal());
 }
 
-Random random_of(const TensorSpec& spec, int64_t piece) {
-  return Random(xxh3(spec.name.data(), static_cast<int64_t>(spec.name.size())) + static_cast<uint64_t>(piece));
+Choices<float> f32_choices(const std::string& name, Random* random) {
+  Choices<float> choices;
+  for (float& value : choices) value = vector_value(name, random);
+  return choices;
 }
 
-using Choices = std::array<uint16_t, 256>;
-
-// Of which each bf16 weight is one: a fresh normal value each would take minutes at full size.
-Choices bf16_choices(Random* random) {
-  Choices choices;
+Choices<uint16_t> bf16_choices(Random* random) {
+  Choices<uint16_t> choices;
   for (uint16_t& value : choices) value = f32_to_bf16(static_cast<float>(kWeightDeviation * random->normal()));
   return choices;
+}
+
+template <typename T>
+void fill(T* data, int64_t count, const Choices<T>& choices, Random random) {
+  for (int64_t i = 0; i < count; ++i) data[i] = choices[random.next_u64() >> 56];
+}
+
+Random random_of(const TensorSpec& spec, int64_t piece) {
+  return Random(xxh3(spec.name.data(), static_cast<int64_t>(spec.name.size())) + static_cast<uint64_t>(piece));
 }
 
 uint16_t block_norm() { return f32_to_f16(static_cast<float>(kWeightDeviation * std::sqrt(static_cast<double>(kBlock)))); }
@@ -79,12 +92,11 @@ void SyntheticSource::load(const TensorSpec& spec, int64_t first, int64_t count,
     Random random = random_of(spec, piece);
     const int64_t index = piece - first;
     if (whole.format == WeightFormat::f32) {
-      auto* out = static_cast<float*>(data) + index * elements;
-      for (int64_t i = 0; i < elements; ++i) out[i] = vector_value(spec.name, &random);
+      const Choices<float> choices = f32_choices(spec.name, &random);
+      fill(static_cast<float*>(data) + index * elements, elements, choices, random);
     } else if (whole.format == WeightFormat::bf16) {
-      const Choices choices = bf16_choices(&random);
-      auto* out = static_cast<uint16_t*>(data) + index * elements;
-      for (int64_t i = 0; i < elements; ++i) out[i] = choices[random.next_u64() >> 56];
+      const Choices<uint16_t> choices = bf16_choices(&random);
+      fill(static_cast<uint16_t*>(data) + index * elements, elements, choices, random);
     } else {
       const int64_t blocks = elements / kBlock;
       auto* out = static_cast<uint8_t*>(data) + index * blocks * 16 * bits_;
@@ -99,21 +111,25 @@ void SyntheticSource::load(const TensorSpec& spec, int64_t first, int64_t count,
 
 bool SyntheticSource::try_load_on_device(const TensorSpec& spec, int64_t first, int64_t count, void* data, uint16_t* scales,
                                          uint16_t*) {
-  if (device_ == nullptr || !spec.matrix) return false;
+  if (device_ == nullptr) return false;
+  const WeightFormat format = info(spec).format;
   const int64_t elements = spec.rows * spec.cols / spec.pieces;
   for (int64_t piece = first; piece < first + count; ++piece) {
     Random random = random_of(spec, piece);
     const int64_t index = piece - first;
-    if (format_ == WeightFormat::bf16) {
-      const Choices choices = bf16_choices(&random);
+    if (format == WeightFormat::f32) {
+      const Choices<float> choices = f32_choices(spec.name, &random);
+      device_->fill_choices(static_cast<float*>(data) + index * elements, elements, choices.data(), random.seed());
+    } else if (format == WeightFormat::bf16) {
+      const Choices<uint16_t> choices = bf16_choices(&random);
       device_->fill_choices(static_cast<uint16_t*>(data) + index * elements, elements, choices.data(), random.seed());
     } else {
       const int64_t words = elements / kBlock * 2 * bits_;
       device_->fill_random(static_cast<uint64_t*>(data) + index * words, words, random.seed());
     }
   }
-  if (format_ == WeightFormat::polar) {
-    Choices norms;
+  if (format == WeightFormat::polar) {
+    Choices<uint16_t> norms;
     norms.fill(block_norm());
     device_->fill_choices(scales, count * elements / kBlock, norms.data(), 0);
   }

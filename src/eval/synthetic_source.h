@@ -18,7 +18,7 @@ class SyntheticSource : public WeightSource {
   SyntheticSource(WeightFormat format, int bits, DeviceMeasure* device = nullptr);
   WeightInfo info(const TensorSpec& spec) const override;
   void load(const TensorSpec& spec, int64_t first, int64_t count, void* data, uint16_t* scales, uint16_t* zeros) override;
-  // The bytes of load, for the large matrices. Vectors and small fp32 matrices take logarithms and cosines of the host.
+  // The bytes of load; false without a device.
   bool try_load_on_device(const TensorSpec& spec, int64_t first, int64_t count, void* data, uint16_t* scales,
                           uint16_t* zeros) override;
   std::string description() const override;

@@ -94,6 +94,14 @@ TEST(DeviceMeasure, CopiesAndFillsMemory) {
     backend->download(picked.data(), chosen.data(), 2 * words + 2);
     for (size_t i = 0; i < picked.size() - 1; ++i) ASSERT_EQ(picked[i], choices[values[i] >> 56]) << i;
     EXPECT_EQ(picked.back(), 0u);
+    float numbers[256];
+    for (int i = 0; i < 256; ++i) numbers[i] = 0.37f * static_cast<float>(i) - 40.0f;
+    const Buffer drawn = backend->allocate(4 * words + 4);
+    device->fill_choices(drawn.as<float>(), words, numbers, 42);
+    std::vector<float> of_numbers(static_cast<size_t>(words) + 1);
+    backend->download(of_numbers.data(), drawn.data(), 4 * words + 4);
+    for (size_t i = 0; i < of_numbers.size() - 1; ++i) ASSERT_EQ(of_numbers[i], numbers[values[i] >> 56]) << i;
+    EXPECT_EQ(of_numbers.back(), 0.0f);
     for (const bool by_kernel : {false, true}) {
       const Buffer to = backend->allocate(8 * words + 16);
       const int64_t bytes = 8 * words / 16 * 16;

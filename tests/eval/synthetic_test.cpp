@@ -119,11 +119,10 @@ class CountingSource : public SyntheticSource {
  public:
   using SyntheticSource::SyntheticSource;
   void load(const TensorSpec& spec, int64_t first, int64_t count, void* data, uint16_t* scales, uint16_t* zeros) override {
-    (spec.matrix ? matrices : vectors) += 1;
+    ++of_host;
     SyntheticSource::load(spec, first, count, data, scales, zeros);
   }
-  int matrices = 0;
-  int vectors = 0;
+  int of_host = 0;
 };
 
 TEST(SyntheticWeights, OfADeviceAreTheBytesOfTheHost) {
@@ -144,9 +143,8 @@ TEST(SyntheticWeights, OfADeviceAreTheBytesOfTheHost) {
       auto* place = made.as<char>();
       const bool taken =
           device.try_load_on_device(spec, first, count, place, reinterpret_cast<uint16_t*>(place + norms_at), nullptr);
-      EXPECT_EQ(taken, spec.matrix);
+      EXPECT_TRUE(taken);
       EXPECT_FALSE(host.try_load_on_device(spec, first, count, place, nullptr, nullptr));
-      if (!taken) continue;
       std::vector<char> actual(static_cast<size_t>(end)), expected(actual.size());
       backend->download(actual.data(), place, end);
       host.load(spec, first, count, expected.data(), reinterpret_cast<uint16_t*>(expected.data() + norms_at), nullptr);
@@ -173,10 +171,7 @@ TEST(SyntheticWeights, MadeOnADeviceGiveTheLogitsOfTheHosts) {
       auto* device = dynamic_cast<DeviceMeasure*>(backend.get());
       CountingSource source(format, 5, on_device ? device : nullptr);
       Transformer model(config, options, *backend, comm, source, nullptr, host_embedding);
-      if (on_device) {
-        EXPECT_EQ(source.matrices, host_embedding ? 1 : 0);
-        EXPECT_GT(source.vectors, 0);
-      }
+      if (on_device) EXPECT_EQ(source.of_host, host_embedding ? 1 : 0);
       model.run(step, [&](int64_t, const float* row) { logits.insert(logits.end(), row, row + config.vocab); });
       peak[static_cast<size_t>(comm.rank())] = device->peak_bytes();
     });
