@@ -143,7 +143,7 @@ refused() {
 refused "a cap below the CUDA context" 64 launch/pq -np 1 pq-run -m tests/data/demo -p a -n 1 --device cuda --memory 100MB
 [ $cublas -eq 0 ] || refused "a cap below the CUDA context with cuBLAS" 64 launch/pq -np 1 pq-run -m tests/data/demo -p a -n 1 \
   --device cuda --memory 600MB --prefill cublas
-refused "a cap below the model" 69 launch/pq -np 1 pq-run -m tests/data/demo -p a -n 1 --device cuda --memory 451MB
+refused "a cap below the model" 69 launch/pq -np 1 pq-run -m tests/data/demo -p a -n 1 --device cuda --memory 456MB
 
 # summary FILE NAMES: the rows of a report whose name matches, as "name value; ...", and the rate at which the device copies.
 summary() {

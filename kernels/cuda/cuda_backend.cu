@@ -98,9 +98,12 @@ int64_t longest(const Spans& spans) {
   return tokens;
 }
 
-std::string gigabytes(int64_t bytes) {
-  const int64_t hundredths = (bytes + 5'000'000) / 10'000'000;
-  return std::to_string(hundredths / 100) + "." + (hundredths % 100 < 10 ? "0" : "") + std::to_string(hundredths % 100) + " GB";
+std::string size_text(int64_t bytes) {
+  const bool large = bytes >= 1'000'000'000;
+  const int64_t unit = large ? 1'000'000'000 : 1'000'000;
+  const int64_t hundredths = (bytes + unit / 200) / (unit / 100);
+  return std::to_string(hundredths / 100) + "." + (hundredths % 100 < 10 ? "0" : "") + std::to_string(hundredths % 100) +
+         (large ? " GB" : " MB");
 }
 
 }  // namespace
@@ -144,18 +147,18 @@ Buffer CudaBackend::allocate(int64_t bytes) {
   if (bytes < 0) throw Error(ErrorKind::internal, "a buffer of " + std::to_string(bytes) + " bytes was asked for");
   if (bytes == 0) return Buffer();
   const auto refuse = [&](const std::string& why) {
-    throw Error(ErrorKind::environment, std::string(kNoDeviceMemory) + " for a buffer of " + gigabytes(bytes) + ": " + why +
+    throw Error(ErrorKind::environment, std::string(kNoDeviceMemory) + " for a buffer of " + size_text(bytes) + ": " + why +
                                             "; use more ranks, a shorter context or fewer bits");
   };
   if (ledger_->limit > 0 && bytes > ledger_->limit - ledger_->used)
-    refuse(gigabytes(ledger_->used) + " of the " + gigabytes(ledger_->limit) + " allowed are taken");
+    refuse(size_text(ledger_->used) + " of the " + size_text(ledger_->limit) + " allowed are taken");
   check(cudaSetDevice(device_), "cudaSetDevice");
   void* data = nullptr;
   if (const cudaError_t result = cudaMalloc(&data, static_cast<size_t>(bytes)); result != cudaSuccess) {
     cudaGetLastError();
     size_t free = 0, total = 0;
     cudaMemGetInfo(&free, &total);
-    refuse(gigabytes(static_cast<int64_t>(free)) + " of the device's " + gigabytes(static_cast<int64_t>(total)) + " are free");
+    refuse(size_text(static_cast<int64_t>(free)) + " of the device's " + size_text(static_cast<int64_t>(total)) + " are free");
   }
   ledger_->used += bytes;
   ledger_->peak = std::max(ledger_->peak, ledger_->used);
@@ -172,7 +175,7 @@ Buffer CudaBackend::allocate_pinned(int64_t bytes) {
   void* data = nullptr;
   if (cudaMallocHost(&data, static_cast<size_t>(bytes)) != cudaSuccess) {
     cudaGetLastError();
-    throw Error(ErrorKind::environment, "no pinned host memory for a buffer of " + gigabytes(bytes));
+    throw Error(ErrorKind::environment, "no pinned host memory for a buffer of " + size_text(bytes));
   }
   std::memset(data, 0, static_cast<size_t>(bytes));
   host_buffers_->insert(data);

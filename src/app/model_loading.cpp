@@ -23,10 +23,10 @@
 namespace pq {
 namespace {
 
-// How long a step waits for the values of another rank: as long as the watchdog does.
+// How long a step waits for the values of another rank: longer than the watchdog, which can name that rank.
 double sum_limit_seconds(const JobOptions& options) {
   constexpr double kForEver = 1e9;
-  return options.watchdog_seconds > 0 ? options.watchdog_seconds : kForEver;
+  return options.watchdog_seconds > 0 ? 1.5 * options.watchdog_seconds + 2 : kForEver;
 }
 
 void check_memory(const Model& model, const ModelFlags& flags, int64_t limit) {
@@ -93,9 +93,10 @@ void make_rank_backend(const ModelFlags& flags, const Session& session, Model* m
     return;
   }
   const int64_t context = device_context_bytes(cublas);
-  if (flags.memory_bytes > 0 && flags.memory_bytes <= context) {
+  const int64_t least = context + device_fixed_bytes(cublas);
+  if (flags.memory_bytes > 0 && flags.memory_bytes <= least) {
     throw Error(ErrorKind::usage, fmt::format("--memory {} is less than a CUDA context {}takes ({}); allow more, or run with {}",
-                                              bytes_text(flags.memory_bytes), cublas ? "with cuBLAS " : "", bytes_text(context),
+                                              bytes_text(flags.memory_bytes), cublas ? "with cuBLAS " : "", bytes_text(least),
                                               cublas ? "--prefill codes" : "--device cpu"));
   }
   const int64_t for_buffers = flags.memory_bytes > 0 ? flags.memory_bytes - context : 0;

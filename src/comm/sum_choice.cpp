@@ -8,6 +8,7 @@
 #include <cstring>
 #include <iterator>
 
+#include "base/activity.h"
 #include "base/error.h"
 
 namespace pq {
@@ -192,11 +193,15 @@ class DeviceCommunicator : public Communicator {
   void announce_sum(int64_t count) override { host_.announce_sum(count); }
   void all_reduce_sum(float* data, int64_t count) override {
     announce_sum(count);
+    const CollectiveScope scope(Collective::all_reduce);
+    wait_for_rank(kWaitsForAny);
     sum_.all_reduce_sum(data, count);
   }
   bool sums_on_device() const override { return true; }
   bool try_sum_and_norm(const RmsNormArgs& args) override {
     announce_sum(args.rows * args.dim);
+    const CollectiveScope scope(Collective::all_reduce);
+    wait_for_rank(kWaitsForAny);
     return sum_.try_sum_and_norm(args);
   }
   void all_gather(const void* data, int64_t bytes, void* out) override { host_.all_gather(data, bytes, out); }

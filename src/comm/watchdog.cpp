@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <system_error>
+#include <tuple>
 #include <utility>
 
 #include "base/activity.h"
@@ -53,6 +54,8 @@ char process_state(int process) {
   std::fclose(file);
   return state;
 }
+
+bool is_stopped(const RankRecord& record) { return process_state(record.process) == 'T'; }
 
 const char* state_text(char state) {
   switch (state) {
@@ -229,8 +232,8 @@ void Watchdog::on_death(const Peer& peer) {
   _exit(code);
 }
 
-// A rank is to blame when it has not changed for the limit and waits for nobody, or, on another node, is not heard from. When all
-// that owe progress wait for each other, any of them is: for who sees all of them, or cannot hear of the others.
+// A rank is to blame when it has not changed for the limit and waits for nobody or is stopped, or, on another node, is not heard
+// from. When all that owe progress wait for each other, any of them is: for who sees all of them, or cannot hear of the others.
 void Watchdog::look_for_stalls() {
   const auto now = Clock::now();
   const double limit = limit_seconds_ + (sees_all_ ? 0.0 : tick() + kDeference);
@@ -239,6 +242,7 @@ void Watchdog::look_for_stalls() {
   };
   bool all_wait = true;
   const Peer* waiting = nullptr;
+  std::vector<const Peer*> blamed;
   for (Peer& peer : peers_) {
     const RankRecord& record = *peer.record;
     const uint64_t word = record.activity.load(std::memory_order_relaxed);
@@ -254,10 +258,20 @@ void Watchdog::look_for_stalls() {
         peer.link != nullptr && late(std::max(peer.link->heard, peer.changed), links_->speaks_first() ? 0.0 : kLaunchersTime);
     // What rank 0 waits for is its own to judge.
     const bool to_blame = peer.link == nullptr || sees_all_ ? record.waits_for == kWaitsForNobody : false;
-    if (late(peer.changed) && (silent || to_blame)) report_stall(peer);
+    const bool stopped = peer.link == nullptr && late(peer.changed) && is_stopped(record);
+    if (late(peer.changed) && (silent || to_blame || stopped)) blamed.push_back(&peer);
     if (!late(peer.changed)) all_wait = false;
     if (late(peer.changed) && (waiting == nullptr || &record == &own_record())) waiting = &peer;
   }
+  // Of several, those that are behind: a rank with a device may wait for others where it says nothing of it, as in launching what
+  // its device has no room for yet.
+  const auto place = [](const Peer* peer) {
+    const Activity activity = activity_of(*peer->record);
+    return std::tuple(peer->link != nullptr || !is_stopped(*peer->record), activity.step, activity.layer);
+  };
+  const auto worst =
+      std::min_element(blamed.begin(), blamed.end(), [&](const Peer* a, const Peer* b) { return place(a) < place(b); });
+  if (worst != blamed.end()) report_stall(**worst);
   if (waiting == nullptr || !all_wait || (linked() && !sees_all_)) return;
   // Where nothing is heard of other nodes: loading and quantising take their ranks as long as it takes.
   const Phase phase = activity_of(*waiting->record).phase;

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <optional>
 
 #include "base/activity.h"
 #include "base/error.h"
@@ -313,10 +314,16 @@ struct Transformer::Impl {
     const bool on_device = comm.size() == 1 || comm.sums_on_device();
     if (on_device && wanted <= kLogitRows && (wanted == 0 || rows.back() - rows.front() + 1 == wanted))
       args.key = {.owner = owner, .tokens = tokens, .first_logits = wanted == 0 ? 0 : rows.front(), .logits = wanted};
+    // Before and behind the body, and instead of it, a backend may let its device run sums that wait for other ranks.
+    const int launching = comm.sums_on_device() ? kWaitsForAny : kWaitsForNobody;
+    wait_for_rank(launching);
     const std::string remark = backend.run_step(args, [&] {
+      wait_for_rank(kWaitsForNobody);
       layers(args);
       if (wanted <= kLogitRows) compute_logits(rows.data(), wanted);
+      wait_for_rank(launching);
     });
+    wait_for_rank(kWaitsForNobody);
     if (!remark.empty()) log_line(remark);
     enter_layer(-1);
     // Final norm and head for the wanted rows, kLogitRows at a time, gathered on rank 0.
@@ -378,12 +385,20 @@ struct Transformer::Impl {
   void deliver(int64_t count, const std::function<void(int64_t, const float*)>& consume) {
     const int64_t local = count * shape.vocab_rows;
     const float* source = logits;
-    if (!backend.host_pointer(buffers.front())) {
-      host_staging.resize(static_cast<size_t>(local));
-      backend.download(host_staging.data(), logits, 4 * local);
-      source = host_staging.data();
+    {
+      // The sums that were put on the device end when every rank has come to them.
+      std::optional<CollectiveScope> sums;
+      if (comm.sums_on_device()) {
+        sums.emplace(Collective::all_reduce);
+        wait_for_rank(kWaitsForAny);
+      }
+      if (!backend.host_pointer(buffers.front())) {
+        host_staging.resize(static_cast<size_t>(local));
+        backend.download(host_staging.data(), logits, 4 * local);
+        source = host_staging.data();
+      }
+      backend.synchronize();
     }
-    backend.synchronize();
     if (comm.size() == 1) {
       for (int64_t i = 0; i < count; ++i) consume(i, source + i * config.vocab);
       return;
