@@ -77,7 +77,7 @@ inline bool is_news_of_a_healthy_run(const std::string& line) {
   const size_t colon = line.find(": ");
   if (colon == std::string::npos) return false;
   const std::string text = line.substr(colon + 2);
-  for (const char* start : {"cpu (", "loaded ", "prefill ", "reading the prompt "})
+  for (const char* start : {"cpu (", "cuda (", "GPUs add by ", "loaded ", "prefill ", "reading the prompt "})
     if (text.rfind(start, 0) == 0) return true;
   return text.rfind("rank ", 0) == 0 && text.find(" weights, ") != std::string::npos;
 }

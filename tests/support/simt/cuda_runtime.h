@@ -2,6 +2,10 @@
 // runtime's interface, of the device language and of its intrinsics that those files use, with NVIDIA's names. "Device memory" is
 // host memory with canaries; a stream runs everything at once. Emulation proves arithmetic, indexing and barriers; memory ordering
 // between blocks, occupancy and speed it cannot show. The scheduler is simt.h.
+//
+// The environment says what machine is emulated, each process its own: PQ_SIMT_DEVICES [2], each of PQ_SIMT_MEMORY bytes [2 GiB]
+// and compute capability PQ_SIMT_CAPABILITY [86], under a driver of CUDA PQ_SIMT_DRIVER [13000]; with PQ_SIMT_IPC=1 they reach each
+// other's memory.
 #pragma once
 
 #include <cmath>
@@ -196,7 +200,10 @@ enum cudaError_t : int {
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidConfiguration = 9,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
+  cudaErrorMapBufferObjectFailed = 205,
   cudaErrorPeerAccessAlreadyEnabled = 704,
   cudaErrorNotReady = 600,
   cudaErrorStreamCaptureUnsupported = 900,
@@ -227,6 +234,9 @@ using cudaGraphExec_t = simt::Graph*;
 
 struct cudaIpcMemHandle_t {
   void* data;
+  int process;
+  int file;
+  size_t bytes;
 };
 inline constexpr unsigned cudaIpcMemLazyEnablePeerAccess = 1;
 struct cudaUUID_t {
@@ -256,6 +266,8 @@ struct cudaLaunchConfig_t {
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetLastError();
 cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaDriverGetVersion(int* version);
+cudaError_t cudaRuntimeGetVersion(int* version);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total);
@@ -282,7 +294,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
-// Ranks are threads of one process: a handle is a pointer, host memory is device memory.
+// Where ranks are threads of one process a handle is a pointer. Host memory is device memory.
 cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* data);
 cudaError_t cudaIpcOpenMemHandle(void** data, cudaIpcMemHandle_t handle, unsigned flags);
 cudaError_t cudaIpcCloseMemHandle(void* data);

@@ -1,5 +1,8 @@
 // The emulated CUDA runtime: device memory between canaries, and a stream that runs everything at once or records it.
 #include <cuda_runtime.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -7,6 +10,7 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <utility>
 
@@ -19,20 +23,41 @@ constexpr size_t kCanary = 0;
 constexpr size_t kCanary = 256;
 #endif
 constexpr unsigned char kPattern = 0xa5;
-// A small card: tests of what does not fit are quick.
-constexpr int64_t kTotal = int64_t{2} << 30;
-constexpr int kDevices = 2;
 constexpr int kMultiprocessors = 4;
+constexpr int kRuntime = 13000;
 
+int64_t setting(const char* name, int64_t otherwise) {
+  const char* text = std::getenv(name);
+  return text == nullptr ? otherwise : std::strtoll(text, nullptr, 10);
+}
+
+// A small card: tests of what does not fit are quick.
+const int64_t kTotal = setting("PQ_SIMT_MEMORY", int64_t{2} << 30);
+const int kDevices = static_cast<int>(setting("PQ_SIMT_DEVICES", 2));
+const int kCapability = static_cast<int>(setting("PQ_SIMT_CAPABILITY", 86));
+const int kDriver = static_cast<int>(setting("PQ_SIMT_DRIVER", kRuntime));
+
+// With PQ_SIMT_IPC other processes can open larger buffers, which lie in files then, a page of canaries on either side.
+const bool kShared = setting("PQ_SIMT_IPC", 0) != 0;
+constexpr size_t kSharedFrom = 64 << 10;
+constexpr size_t kPage = 4096;
+size_t file_bytes(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage + 2 * kPage; }
+
+struct Allocation {
+  size_t bytes;
+  int file;  // -1: on the heap
+};
 std::mutex mutex;
-std::map<char*, size_t>& allocations() {
-  static std::map<char*, size_t> all;
+std::map<char*, Allocation>& allocations() {
+  static std::map<char*, Allocation> all;
   return all;
 }
 int64_t used = 0;
 // Allocations that an open handle refers to, and how many were freed all the same.
 std::map<void*, int> mapped;
 int64_t freed_mapped = 0;
+// Of other processes, and their bytes.
+std::map<void*, size_t> foreign;
 thread_local cudaError_t last = cudaSuccess;
 
 cudaError_t remember(cudaError_t error) {
@@ -67,7 +92,7 @@ namespace simt {
 
 void check_canaries() {
   const std::lock_guard<std::mutex> lock(mutex);
-  for (const auto& [data, bytes] : allocations()) check_canary(data, bytes);
+  for (const auto& [data, allocation] : allocations()) check_canary(data, allocation.bytes);
 }
 int64_t freed_while_mapped() {
   const std::lock_guard<std::mutex> lock(mutex);
@@ -86,7 +111,8 @@ bool inside_allocation(const void* data, size_t bytes) {
   auto found = allocations().upper_bound(first);
   if (found == allocations().begin()) return false;
   --found;
-  return bytes <= found->second && first - found->first <= static_cast<ptrdiff_t>(found->second - bytes);
+  const size_t whole = found->second.bytes;
+  return bytes <= whole && first - found->first <= static_cast<ptrdiff_t>(whole - bytes);
 }
 
 }  // namespace simt
@@ -111,7 +137,18 @@ const char* cudaGetErrorString(cudaError_t error) {
 }
 cudaError_t cudaGetLastError() { return std::exchange(last, cudaSuccess); }
 cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 0;
+  if (kDriver < kRuntime) return remember(cudaErrorInsufficientDriver);
+  if (kDevices == 0) return remember(cudaErrorNoDevice);
   *count = kDevices;
+  return cudaSuccess;
+}
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = kDriver;
+  return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = kRuntime;
   return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) { return remember(device >= 0 && device < kDevices ? cudaSuccess : cudaErrorInvalidDevice); }
@@ -121,8 +158,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   std::snprintf(properties->name, sizeof properties->name, "emulated");
   properties->uuid.bytes[0] = 'e';
   properties->uuid.bytes[15] = static_cast<char>(device);
-  properties->major = 8;
-  properties->minor = 6;
+  properties->major = kCapability / 10;
+  properties->minor = kCapability % 10;
   properties->multiProcessorCount = kMultiprocessors;
   properties->totalGlobalMem = static_cast<size_t>(kTotal);
   properties->sharedMemPerBlockOptin = 99 << 10;
@@ -139,14 +176,24 @@ cudaError_t cudaMalloc(void** data, size_t bytes) {
   if (bytes > static_cast<size_t>(kTotal) || simt::memory_used() + static_cast<int64_t>(bytes) > kTotal)
     return remember(cudaErrorMemoryAllocation);
   void* block = nullptr;
-  if (posix_memalign(&block, 256, bytes + 2 * kCanary) != 0) return remember(cudaErrorMemoryAllocation);
-  char* memory = static_cast<char*>(block);
-  std::memset(memory, kPattern, kCanary);
-  std::memset(memory + kCanary, 0xff, bytes);
-  std::memset(memory + kCanary + bytes, kPattern, kCanary);
-  *data = memory + kCanary;
+  char* memory = nullptr;
+  int file = -1;
+  if (kShared && bytes >= kSharedFrom) {
+    file = memfd_create("simt", MFD_CLOEXEC);
+    if (file < 0 || ftruncate(file, static_cast<off_t>(file_bytes(bytes))) != 0) return remember(cudaErrorMemoryAllocation);
+    block = mmap(nullptr, file_bytes(bytes), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (block == MAP_FAILED) return remember(cudaErrorMemoryAllocation);
+    memory = static_cast<char*>(block) + kPage;
+  } else {
+    if (posix_memalign(&block, 256, bytes + 2 * kCanary) != 0) return remember(cudaErrorMemoryAllocation);
+    memory = static_cast<char*>(block) + kCanary;
+  }
+  std::memset(memory - kCanary, kPattern, kCanary);
+  std::memset(memory, 0xff, bytes);
+  std::memset(memory + bytes, kPattern, kCanary);
+  *data = memory;
   const std::lock_guard<std::mutex> lock(mutex);
-  allocations()[memory + kCanary] = bytes;
+  allocations()[memory] = {bytes, file};
   used += static_cast<int64_t>(bytes);
   return cudaSuccess;
 }
@@ -160,10 +207,16 @@ cudaError_t cudaFree(void* data) {
     std::fprintf(stderr, "simt: cudaFree of what cudaMalloc did not give\n");
     std::abort();
   }
+  const auto [bytes, file] = found->second;
   freed_mapped += mapped.count(data) > 0 ? 1 : 0;
-  check_canary(found->first, found->second);
-  used -= static_cast<int64_t>(found->second);
-  std::free(found->first - kCanary);
+  check_canary(found->first, bytes);
+  used -= static_cast<int64_t>(bytes);
+  if (file >= 0) {
+    munmap(found->first - kPage, file_bytes(bytes));
+    close(file);
+  } else {
+    std::free(found->first - kCanary);
+  }
   allocations().erase(found);
   return cudaSuccess;
 }
@@ -267,17 +320,36 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   return cudaSuccess;
 }
 cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* data) {
-  handle->data = data;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = allocations().find(static_cast<char*>(data));
+  if (found == allocations().end()) return remember(cudaErrorInvalidValue);
+  *handle = {data, getpid(), found->second.file, found->second.bytes};
   return cudaSuccess;
 }
 cudaError_t cudaIpcOpenMemHandle(void** data, cudaIpcMemHandle_t handle, unsigned) {
-  *data = handle.data;
   const std::lock_guard<std::mutex> lock(mutex);
-  ++mapped[handle.data];
+  if (handle.process == getpid()) {
+    *data = handle.data;
+    ++mapped[handle.data];
+    return cudaSuccess;
+  }
+  const std::string path = "/proc/" + std::to_string(handle.process) + "/fd/" + std::to_string(handle.file);
+  const int file = handle.file < 0 ? -1 : open(path.c_str(), O_RDWR | O_CLOEXEC);
+  if (file < 0) return remember(cudaErrorMapBufferObjectFailed);
+  void* block = mmap(nullptr, file_bytes(handle.bytes), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  close(file);
+  if (block == MAP_FAILED) return remember(cudaErrorMapBufferObjectFailed);
+  *data = static_cast<char*>(block) + kPage;
+  foreign[*data] = file_bytes(handle.bytes);
   return cudaSuccess;
 }
 cudaError_t cudaIpcCloseMemHandle(void* data) {
   const std::lock_guard<std::mutex> lock(mutex);
+  if (const auto other = foreign.find(data); other != foreign.end()) {
+    munmap(static_cast<char*>(data) - kPage, other->second);
+    foreign.erase(other);
+    return cudaSuccess;
+  }
   const auto found = mapped.find(data);
   if (found == mapped.end()) return remember(cudaErrorInvalidValue);
   if (--found->second == 0) mapped.erase(found);
