@@ -1,6 +1,6 @@
 // Switching of stacks by hand on x86-64, where ucontext would make a system call for every shuffle, and by ucontext elsewhere.
-// AddressSanitizer is told of every switch; ThreadSanitizer is not: to it the fibers of a thread are that thread, which they are, and its
-// clocks of a fiber would make a switch four times slower. Call stacks in its reports mix those of the fibers.
+// AddressSanitizer is told of every switch; ThreadSanitizer is not: to it the fibers of a thread are that thread, which they are,
+// and its clocks of a fiber would make a switch four times slower. Call stacks in its reports mix those of the fibers.
 #include "tests/support/simt/fiber.h"
 
 #include <sys/mman.h>
