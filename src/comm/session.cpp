@@ -201,6 +201,9 @@ struct Session::Impl {
     if (owns_mpi) {
       const CollectiveScope scope(Collective::finalize);
       wait_for_rank(kWaitsForAny);
+      // Under srun MPI_Finalize lets a rank of one node go while one of another is stopped before it, and nobody would be left to
+      // notice.
+      MPI_Barrier(MPI_COMM_WORLD);
       comm.reset();
       MPI_Finalize();
     }
