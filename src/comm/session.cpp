@@ -197,13 +197,23 @@ struct Session::Impl {
     return share_of(mine, place, sharers);
   }
 
+  // Under srun MPI_Finalize lets a rank of one node go while one of another is stopped before it, and nobody would be left to
+  // notice. Without spinning: rank 0 may wait for the reader of its output.
+  static void meet() {
+    constexpr useconds_t kLongestPauseUs = 1000;
+    MPI_Request all = MPI_REQUEST_NULL;
+    MPI_Ibarrier(MPI_COMM_WORLD, &all);
+    int there = 0;
+    for (useconds_t pause = 1; MPI_Test(&all, &there, MPI_STATUS_IGNORE) == MPI_SUCCESS && there == 0;
+         pause = std::min(2 * pause, kLongestPauseUs))
+      usleep(pause);
+  }
+
   ~Impl() {
     if (owns_mpi) {
       const CollectiveScope scope(Collective::finalize);
       wait_for_rank(kWaitsForAny);
-      // Under srun MPI_Finalize lets a rank of one node go while one of another is stopped before it, and nobody would be left to
-      // notice.
-      MPI_Barrier(MPI_COMM_WORLD);
+      meet();
       comm.reset();
       MPI_Finalize();
     }
