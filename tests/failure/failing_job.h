@@ -102,6 +102,17 @@ inline FailedJob run_with_fault(const std::string& fault, const Words& command) 
   return job;
 }
 
+// One line that matches, that code, and the last end within `death_seconds`, or `stall_seconds` where the line says that nothing
+// moves.
+inline void expect_one_line(const FailedJob& job, int code, const char* line, double death_seconds, double stall_seconds) {
+  EXPECT_TRUE(job.faulted) << "the fault never came";
+  EXPECT_EQ(job.result.code, code) << job.result.err;
+  ASSERT_EQ(job.lines.size(), 1u) << job.result.err;
+  EXPECT_THAT(job.lines[0], testing::ContainsRegex(line));
+  const bool stalls = job.lines[0].find("no progress") != std::string::npos;
+  EXPECT_LT(job.seconds_to_end, (stalls ? stall_seconds : death_seconds) * kTimeFactor);
+}
+
 // A job that runs while the test talks to it. Ended with SIGKILL if the test leaves it behind.
 class LiveJob {
  public:

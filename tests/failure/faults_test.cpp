@@ -64,12 +64,8 @@ void Fault::expect_one_line(const Words& before) {
   if (param.ranks > 0) command = test::launched(param.ranks, program, words);
   command.insert(command.begin(), before.begin(), before.end());
   const FailedJob job = test::run_with_fault(param.fault, command);
-  EXPECT_TRUE(job.faulted) << "the fault never came";
-  EXPECT_EQ(job.result.code, param.code) << job.result.err;
-  ASSERT_EQ(job.lines.size(), 1u) << job.result.err;
-  EXPECT_THAT(job.lines[0], testing::ContainsRegex(param.line));
-  const bool stalls = job.lines[0].find("no progress") != std::string::npos;
-  EXPECT_LT(job.seconds_to_end, (stalls ? kStallSeconds : kDeathSeconds) * test::kTimeFactor);
+  test::expect_one_line(job, param.code, param.line, kDeathSeconds, kStallSeconds);
+  if (HasFailure()) return;
   std::printf("| %s | %d | `%s` | `%s` | %d | %.1f s |\n", program.c_str(), param.ranks, param.fault, job.lines[0].c_str(),
               job.result.code, job.seconds_to_end);
 }
