@@ -99,11 +99,12 @@ int64_t longest(const Spans& spans) {
 }
 
 std::string size_text(int64_t bytes) {
-  const bool large = bytes >= 1'000'000'000;
-  const int64_t unit = large ? 1'000'000'000 : 1'000'000;
+  const int64_t unit = bytes >= 1'000'000'000 ? 1'000'000'000 : bytes >= 1'000'000 ? 1'000'000 : 1'000;
   const int64_t hundredths = (bytes + unit / 200) / (unit / 100);
   return std::to_string(hundredths / 100) + "." + (hundredths % 100 < 10 ? "0" : "") + std::to_string(hundredths % 100) +
-         (large ? " GB" : " MB");
+         (unit == 1'000       ? " kB"
+          : unit == 1'000'000 ? " MB"
+                              : " GB");
 }
 
 }  // namespace

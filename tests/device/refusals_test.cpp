@@ -86,5 +86,22 @@ TEST(EmulatedRefusal, OfMoreThanTheDeviceHasFree) {
   }
 }
 
+// The plan fits, and then somebody else takes the memory.
+TEST(EmulatedRefusal, OfMemoryThatIsGoneWhenItIsNeeded) {
+  const Words flags = {"--device", "cuda", "--allreduce", "mpi", "-c", "8192"};
+  for (const int ranks : {0, 2}) {
+    const auto result = run(ranks, flags, {"PQ_SIMT_ROOM=8000000"});
+    EXPECT_EQ(result.code, 69);
+    EXPECT_EQ(result.out, "");
+    // Before it, with two ranks, how they add.
+    const Words lines = test::lines_of(result.err);
+    ASSERT_EQ(lines.size(), ranks == 0 ? 1u : 2u) << result.err;
+    EXPECT_THAT(lines.back(),
+                testing::ContainsRegex("no device memory for a buffer of [0-9.]+ [kM]B: [0-9.]+ [kM]B of the device's "
+                                       "2.15 GB are free; .*; the plan is .* a rank .*, there are 35[0-9] MB now: not "
+                                       "even one position fits"));
+  }
+}
+
 }  // namespace
 }  // namespace pq

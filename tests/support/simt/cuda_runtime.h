@@ -3,9 +3,9 @@
 // host memory with canaries; a stream runs everything at once. Emulation proves arithmetic, indexing and barriers; memory ordering
 // between blocks, occupancy and speed it cannot show. The scheduler is simt.h.
 //
-// The environment says what machine is emulated, each process its own: PQ_SIMT_DEVICES [2], each of PQ_SIMT_MEMORY bytes [2 GiB]
-// and compute capability PQ_SIMT_CAPABILITY [86], under a driver of CUDA PQ_SIMT_DRIVER [13000]; with PQ_SIMT_IPC=1 they reach each
-// other's memory.
+// The environment says what machine is emulated, each process its own: PQ_SIMT_DEVICES [2], each of PQ_SIMT_MEMORY bytes [2 GiB],
+// of which others take all but PQ_SIMT_ROOM without a word, and of compute capability PQ_SIMT_CAPABILITY [86], under a driver of
+// CUDA PQ_SIMT_DRIVER [13000]; with PQ_SIMT_IPC=1 they reach each other's memory.
 #pragma once
 
 #include <cmath>

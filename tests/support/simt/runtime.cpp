@@ -33,6 +33,8 @@ int64_t setting(const char* name, int64_t otherwise) {
 
 // A small card: tests of what does not fit are quick.
 const int64_t kTotal = setting("PQ_SIMT_MEMORY", int64_t{2} << 30);
+const int64_t kRoom = std::min(kTotal, setting("PQ_SIMT_ROOM", kTotal));
+std::atomic<bool> room_is_known{false};
 const int kDevices = static_cast<int>(setting("PQ_SIMT_DEVICES", 2));
 const int kCapability = static_cast<int>(setting("PQ_SIMT_CAPABILITY", 86));
 const int kDriver = static_cast<int>(setting("PQ_SIMT_DRIVER", kRuntime));
@@ -167,14 +169,16 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
 }
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   *total = static_cast<size_t>(kTotal);
-  *free = static_cast<size_t>(kTotal - simt::memory_used());
+  *free = static_cast<size_t>(std::max<int64_t>(0, (room_is_known ? kRoom : kTotal) - simt::memory_used()));
   return cudaSuccess;
 }
 
 cudaError_t cudaMalloc(void** data, size_t bytes) {
   if (captures()) return remember(cudaErrorStreamCaptureUnsupported);
-  if (bytes > static_cast<size_t>(kTotal) || simt::memory_used() + static_cast<int64_t>(bytes) > kTotal)
+  if (bytes > static_cast<size_t>(kTotal) || simt::memory_used() + static_cast<int64_t>(bytes) > kRoom) {
+    room_is_known = true;
     return remember(cudaErrorMemoryAllocation);
+  }
   void* block = nullptr;
   char* memory = nullptr;
   int file = -1;
