@@ -8,8 +8,9 @@
 namespace pq {
 namespace {
 
+// Never destroyed: a handler may read it when static objects are gone.
 std::string& prefix() {
-  static std::string text = "pq: ";
+  static auto& text = *new std::string("pq: ");
   return text;
 }
 
