@@ -16,20 +16,23 @@ namespace pq::test {
 
 using Words = std::vector<std::string>;
 
-// `program` on `ranks` ranks, 0: without mpirun. machine: entries of the environment, as tests/support/simt/cuda_runtime.h has
-// them.
-inline ProcessResult run_emulated(const std::string& program, int ranks, const Words& arguments, const Words& machine = {}) {
-  Words command = {"env"};
+// `command` on that machine: entries of the environment, as tests/support/simt/cuda_runtime.h has them.
+inline Words on_machine(const Words& machine, const Words& command) {
+  Words words = {"env"};
 #if defined(__SANITIZE_ADDRESS__)
   // LeakSanitizer itself crashes now and then in a process of several threads that has opened the plugin ("Tracer caught signal
   // 11").
   const char* options = std::getenv("ASAN_OPTIONS");
-  command.push_back("ASAN_OPTIONS=" + std::string(options == nullptr ? "" : options) + ":detect_leaks=0");
+  words.push_back("ASAN_OPTIONS=" + std::string(options == nullptr ? "" : options) + ":detect_leaks=0");
 #endif
-  command.insert(command.end(), machine.begin(), machine.end());
-  const Words words = program_command(ranks, "emulated/" + program, arguments);
-  command.insert(command.end(), words.begin(), words.end());
-  return run_process(command, "", 240);
+  words.insert(words.end(), machine.begin(), machine.end());
+  words.insert(words.end(), command.begin(), command.end());
+  return words;
+}
+
+// `program` on `ranks` ranks, 0: without mpirun.
+inline ProcessResult run_emulated(const std::string& program, int ranks, const Words& arguments, const Words& machine = {}) {
+  return run_process(on_machine(machine, program_command(ranks, "emulated/" + program, arguments)), "", 240);
 }
 
 // The demo model as a store made by the CPU: the emulated encoder takes half a minute.

@@ -53,8 +53,7 @@ TEST_P(EmulatedFault, OneLineOneCodeAndNobodyLeft) {
   const test::DemoStore store;
   const Words words = {"-m", store.path(), "-p",   "Once upon a time", "-n",      "6",          "--temp",
                        "0",  "--device",   "cuda", "--allreduce",      param.way, "--watchdog", kWatchdog};
-  Words command = test::launched(2, "emulated/pq-run", words);
-  command.insert(command.begin(), {"env", "PQ_SIMT_IPC=1"});
+  const Words command = test::on_machine({"PQ_SIMT_IPC=1"}, test::launched(2, "emulated/pq-run", words));
   const test::FailedJob job = test::run_with_fault(param.fault, command);
   test::expect_one_line(job, param.code, param.line, kDeathSeconds, kStallSeconds);
   if (HasFailure()) return;
@@ -65,7 +64,8 @@ TEST_P(EmulatedFault, OneLineOneCodeAndNobodyLeft) {
 TEST(EmulatedSignal, LetsTheTokenBeFinished) {
   const test::DemoStore store;
   const Words words = {"-m", store.path(), "-p", "Once upon a time", "-n", "6", "--temp", "0", "--device", "cuda"};
-  const test::FailedJob job = test::run_with_fault("term:decode:rank=1:step=3", test::launched(2, "emulated/pq-run", words));
+  const Words command = test::on_machine({}, test::launched(2, "emulated/pq-run", words));
+  const test::FailedJob job = test::run_with_fault("term:decode:rank=1:step=3", command);
   EXPECT_TRUE(job.faulted);
   EXPECT_EQ(job.result.code, 143);
   EXPECT_TRUE(job.lines.empty()) << job.result.err;
