@@ -75,29 +75,25 @@ __global__ void __launch_bounds__(32 * kPanelWarps) polar5_panels_kernel(Product
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kPanelRows + 16 * warp;
   const int64_t first_token = static_cast<int64_t>(blockIdx.y) * kPanelTokens;
   // Rows beyond the matrix repeat the last one and are dropped.
-  const uint8_t* data[2];
-  const uint16_t* norms[2];
-  int rows[2], within[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
+  const auto place_of = [&](int r) {
     const int64_t row = min(first_row + place + 8 * r, p.rows - 1), tile = row / kTileRows * kTileRows;
-    rows[r] = static_cast<int>(min(static_cast<int64_t>(kTileRows), p.rows - tile));
-    within[r] = static_cast<int>(row - tile);
-    data[r] = p.data + (unit * p.rows + tile) * p.blocks * kTileBytesARow;
-    norms[r] = p.norms + (unit * p.rows + tile) * p.blocks;
-  }
+    const int64_t first = (unit * p.rows + tile) * p.blocks;
+    return Quarters(p.data + first * kTileBytesARow, p.norms + first,
+                    static_cast<int>(min(static_cast<int64_t>(kTileRows), p.rows - tile)), static_cast<int>(row - tile), q, 1);
+  };
+  Quarters quarters[2] = {place_of(0), place_of(1)};
   uint32_t table[4];
   load_table(magnitudes, table);
   float sum[kPanelTokens / 8][4];
 #pragma unroll
   for (auto& tile : sum) tile[0] = tile[1] = tile[2] = tile[3] = 0.0f;
-  for (int64_t b = 0; b < p.blocks; ++b) {
+  for (int b = 0; b < p.blocks; ++b) {
     const int64_t column = unit * p.blocks + b;
     __syncthreads();
     for (int i = threadIdx.x; i < kPanelTokens * 4; i += 32 * kPanelWarps) {
       const int64_t token = min(first_token + i / 4, p.tokens - 1);
       uint32_t x[8];
-      load_activations(p.codes + token * p.dim + column * kBlock, i % 4, x);
+      load_activations(p.codes + token * p.dim + column * kBlock + 32 * (i % 4), x);
 #pragma unroll
       for (int k = 0; k < 8; ++k) inputs[i / 4][4 * k + i % 4] = x[k];
       if (i % 4 == 0) scales[i / 4] = p.scales[token * (p.dim / kBlock) + column] * p.int_step;
@@ -106,11 +102,12 @@ __global__ void __launch_bounds__(32 * kPanelWarps) polar5_panels_kernel(Product
     float norm[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const Quarter w = load_quarter(data[r] + b * rows[r] * kTileBytesARow, norms[r] + b * rows[r], rows[r], within[r], q);
+      const Quarter w = quarters[r].next();
 #pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        const uint32_t sign = signs_of(w, k);
-        weights[r][k] = __vsub4(magnitudes_of(w, table, k) ^ sign, sign);
+      for (int k = 0; k < 4; ++k) {
+        const EightWeights e = eight_weights(w, table, k);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) weights[r][2 * k + i] = __vsub4(e.value[i], e.sign[i]);
       }
       norm[r] = half_value(w.norm);
     }

@@ -83,7 +83,7 @@ __device__ inline uint32_t load_word(const uint32_t* address) {
 
 __device__ inline uint64_t clock_ns() {
   uint64_t now;
-  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
   return now;
 }
 

@@ -2,8 +2,10 @@
 // input. A block's dot product is exact in int32; blocks are added in order inside a unit and units by a tree, as
 // kernels/backend.h demands, so that the bits are those of the host backends for any number of tokens and ranks.
 //
-// Four lanes a row, eight rows a warp, so that a warp loads a tile in two instructions of whole lines, its rows share the
-// activations, and a lane finds 32 consecutive weights: eight words of four nibbles, which are byte selectors where they stand.
+// Four lanes a row, eight rows a warp, so that a warp loads a tile in two instructions of whole lines and a lane finds 32
+// consecutive weights: eight words of four nibbles, which are byte selectors where they stand. That is the left fragment of an
+// m16n8k32 product of integer tensor cores whose right one are the activations of eight tokens: lane l brings those of token
+// l / 4, and gets the sums of its row with two tokens.
 #include <algorithm>
 
 #include "kernels/cuda/plain_rows.h"
@@ -14,7 +16,6 @@
 namespace pq::cuda {
 namespace {
 
-constexpr unsigned kAll = 0xffffffffu;
 constexpr int kAhead = 4;   // tiles a warp has in flight
 constexpr int kChunk = 32;  // blocks whose products wait in shared memory for their order
 
@@ -36,63 +37,83 @@ struct Group {
   const float* scales = nullptr;  // [tokens, dim / 128]
 };
 
-// The products of a chunk of S > 1.
-template <int T, int S>
-using Pairs = float2[kRowWarps / S][kChunk][kTileRows][T];
+// What the products of a chunk of S > 1 wait in: dot product and factor by block, row of the eight and token.
+template <int S>
+struct Pairs {
+  float2* data;
+  int tokens;
+  __device__ float2& at(int slot, int block, int row, int token) const {
+    return data[((slot * kChunk + block) * static_cast<int>(kTileRows) + row) * tokens + token];
+  }
+  static size_t bytes(int tokens) { return sizeof(float2) * (kRowWarps / S) * kChunk * kTileRows * static_cast<size_t>(tokens); }
+};
 
 // Eight rows of a unit by S warps, warp s of them taking blocks s, s + S, ...; their products are then added in order by one thread
-// a row and token. A block of threads has all units of its rows. T: `tokens`, or the next power of two.
-template <int T, int S>
+// a row and token. A block of threads has all units of its rows.
+template <int S>
 __device__ void coded_rows(const Part& p, const Group& g, int64_t block) {
   constexpr int kSlots = kRowWarps / S;
-  __shared__ float unit_sums[kSlots][kTileRows][T];
+  __shared__ float unit_sums[kSlots][kTileRows][kRowTokens];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, q = lane % 4, place = lane / 4;
   const int slot = warp / S, part = warp % S;
   const int units = static_cast<int>(p.w.units), tiles = kSlots / units, count = g.tokens;
   const int unit = slot % units, blocks = g.dim / units / static_cast<int>(kBlock);
   const int64_t first = (block * tiles + slot / units) * kTileRows;
   if (S == 1 && units == 1 && first >= p.w.rows) return;
-  // Warps and lanes without rows repeat the last one: the others need them at barriers and in shuffles.
+  // Warps and lanes without rows repeat the last one, and lanes without tokens the last of those: tensor cores take whole warps.
   const int64_t first_row = min(first, (p.w.rows - 1) / kTileRows * kTileRows);
   const int n = static_cast<int>(min(kTileRows, p.w.rows - first_row));
-  const int row = min(place, n - 1);
-  const uint8_t* data = static_cast<const uint8_t*>(p.w.data) + (unit * p.w.rows + first_row) * blocks * kTileBytesARow;
-  const uint16_t* norms = p.w.scales + (unit * p.w.rows + first_row) * blocks;
-  const int8_t* codes = g.codes + unit * blocks * kBlock;
-  const float* scales = g.scales + unit * blocks;
+  const int64_t first_block = (unit * p.w.rows + first_row) * blocks + part * n;
+  Quarters quarters(static_cast<const uint8_t*>(p.w.data) + first_block * kTileBytesARow, p.w.scales + first_block, n,
+                    min(place, n - 1), q, S);
+  const int64_t row_blocks = g.dim / static_cast<int>(kBlock);
+  const int8_t* codes = g.codes + (min(place, count - 1) * row_blocks + unit * blocks) * kBlock + 32 * q;
+  const float* scales = g.scales + min(2 * q, count - 1) * row_blocks + unit * blocks;
+  const int64_t next_token = 2 * q + 1 < count ? row_blocks : 0;
   uint32_t table[4];
   load_table(p.magnitudes, table);
 
-  // The product of this lane's row with token t at a block, before the norm and the scale: all four lanes of the row get it.
-  const auto products = [&](const Quarter& w, int b, float value[T], float factor[T]) {
-    uint32_t decoded[8], sign[8];
+  // The products of this lane's row with tokens 2 q and 2 q + 1 so many blocks further on, before the norms and scales. The
+  // complement of a magnitude m is -m - 1: the lower eight rows of the product add the activations of negative weights, from which
+  // it is taken back.
+  const auto products = [&](const Quarter& w, int blocks_on, float value[2], float factor[2]) {
+    uint32_t x[8];
+    load_activations(codes + blocks_on * static_cast<int>(kBlock), x);
+    int sums[4] = {};
 #pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      sign[k] = signs_of(w, k);
-      decoded[k] = magnitudes_of(w, table, k) ^ sign[k];
-      // The complement of a magnitude m is -m - 1. Few tokens take the -1 back by a second product, many repair the weight.
-      if (T > 2) decoded[k] = __vsub4(decoded[k], sign[k]);
+    for (int k = 0; k < 4; ++k) {
+      const EightWeights e = eight_weights(w, table, k);
+      const uint32_t weights[4] = {e.value[0], e.sign[0], e.value[1], e.sign[1]};
+      multiply_tile(sums, weights, x[2 * k], x[2 * k + 1]);
     }
     const float norm = half_value(w.norm);
 #pragma unroll
-    for (int t = 0; t < T; ++t) {
-      const int token = min(t, count - 1);
-      uint32_t x[8];
-      load_activations(codes + token * g.dim + b * static_cast<int>(kBlock), q, x);
-      int dot = 0, negative = 0;
-#pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        dot = __dp4a(static_cast<int>(decoded[k]), static_cast<int>(x[k]), dot);
-        if (T <= 2) negative = __dp4a(static_cast<int>(sign[k]), static_cast<int>(x[k]), negative);
-      }
-      dot -= negative;
-      dot += __shfl_xor_sync(kAll, dot, 1);
-      dot += __shfl_xor_sync(kAll, dot, 2);
-      value[t] = static_cast<float>(dot);
-      factor[t] = norm * (scales[token * (g.dim / static_cast<int>(kBlock)) + b] * p.int_step);
+    for (int i = 0; i < 2; ++i) {
+      value[i] = static_cast<float>(sums[i] - sums[2 + i]);
+      factor[i] = norm * (scales[blocks_on + i * next_token] * p.int_step);
     }
   };
-  const auto load = [&](int b) { return load_quarter(data + b * n * static_cast<int>(kTileBytesARow), norms + b * n, n, row, q); };
+  // each(i, value, factor) of blocks first + i S of this warp, as many of the next kAhead as there are; those after them are on
+  // their way meanwhile.
+  codes += part * kBlock;
+  scales += part;
+  Quarter ahead[kAhead];
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) {
+    if (part + i * S < blocks) ahead[i] = quarters.next();
+  }
+  const auto next_blocks = [&](int first, const auto& each) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (first + i * S >= blocks) break;
+      float value[2], factor[2];
+      products(ahead[i], i * S, value, factor);
+      if (first + (i + kAhead) * S < blocks) ahead[i] = quarters.next();
+      each(i, value, factor);
+    }
+    codes += kAhead * S * kBlock;
+    scales += kAhead * S;
+  };
   const auto store = [&](int64_t r, int t, float sum) {
     if (r < p.w.rows && t < count) p.y[t * p.w.rows + r] = sum;
   };
@@ -105,64 +126,49 @@ __device__ void coded_rows(const Part& p, const Group& g, int64_t block) {
   };
 
   if constexpr (S == 1) {
-    float sum[T] = {};
-    for (int ahead = 0; ahead < blocks; ahead += kAhead) {
-      Quarter w[kAhead];
+    float sum[2] = {};
+    for (int first = 0; first < blocks; first += kAhead) {
+      next_blocks(first, [&](int, const float value[2], const float factor[2]) {
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        if (ahead + i < blocks) w[i] = load(ahead + i);
-      }
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        if (ahead + i >= blocks) break;
-        float value[T], factor[T];
-        products(w[i], ahead + i, value, factor);
-#pragma unroll
-        for (int t = 0; t < T; ++t) sum[t] = fmaf(value[t], factor[t], sum[t]);
-      }
+        for (int t = 0; t < 2; ++t) sum[t] = fmaf(value[t], factor[t], sum[t]);
+      });
     }
 #pragma unroll
-    for (int t = 0; t < T; ++t) {
-      if (q == 0 && place < n) finish(slot, place, t, sum[t]);
+    for (int t = 0; t < 2; ++t) {
+      if (place < n) finish(slot, place, 2 * q + t, sum[t]);
     }
   } else {
-    auto& pairs = *dynamic_shared<Pairs<T, S>>();
-    const int own = threadIdx.x;  // of kSlots x kTileRows x T sums
-    const int own_slot = own / (kTileRows * T), own_row = own / T % kTileRows, own_token = own % T;
+    static_assert(kChunk % (kAhead * S) == 0);
+    const Pairs<S> pairs{dynamic_shared<float2>(), count};
+    constexpr int kSums = static_cast<int>(kTileRows) * kRowTokens;  // of a slot; those beyond the tokens are nobody's
+    const int own_slot = threadIdx.x / kSums, own_row = threadIdx.x / kRowTokens % kTileRows, own_token = threadIdx.x % kRowTokens;
+    const bool own = own_slot < kSlots && own_token < count;
     float sum = 0.0f;
     for (int chunk = 0; chunk < blocks; chunk += kChunk) {
       const int size = min(kChunk, blocks - chunk);
-      for (int ahead = part; ahead < size; ahead += kAhead * S) {
-        Quarter w[kAhead];
+      for (int first = part; first < kChunk; first += kAhead * S) {
+        next_blocks(chunk + first, [&](int i, const float value[2], const float factor[2]) {
 #pragma unroll
-        for (int i = 0; i < kAhead; ++i) {
-          if (ahead + i * S < size) w[i] = load(chunk + ahead + i * S);
-        }
-#pragma unroll
-        for (int i = 0; i < kAhead; ++i) {
-          if (ahead + i * S >= size) break;
-          float value[T], factor[T];
-          products(w[i], chunk + ahead + i * S, value, factor);
-          if (q == 0) {
-#pragma unroll
-            for (int t = 0; t < T; ++t) pairs[slot][ahead + i * S][place][t] = make_float2(value[t], factor[t]);
+          for (int t = 0; t < 2; ++t) {
+            if (2 * q + t < count) pairs.at(slot, first + i * S, place, 2 * q + t) = make_float2(value[t], factor[t]);
           }
-        }
+        });
       }
       __syncthreads();
-      if (own < kSlots * kTileRows * T) {
+      if (own) {
         for (int b = 0; b < size; ++b) {
-          const float2 pair = pairs[own_slot][b][own_row][own_token];
+          const float2 pair = pairs.at(own_slot, b, own_row, own_token);
           sum = fmaf(pair.x, pair.y, sum);
         }
       }
       __syncthreads();
     }
-    if (own < kSlots * kTileRows * T) finish(own_slot, own_row, own_token, sum);
+    if (own) finish(own_slot, own_row, own_token, sum);
   }
   if (units == 1) return;
   __syncthreads();
-  const int own_tile = threadIdx.x / (kTileRows * T), own_row = threadIdx.x / T % kTileRows, own_token = threadIdx.x % T;
+  const int own_tile = threadIdx.x / (static_cast<int>(kTileRows) * kRowTokens), own_row = threadIdx.x / kRowTokens % kTileRows,
+            own_token = threadIdx.x % kRowTokens;
   if (own_tile >= tiles) return;
   float sum[kSlots];
 #pragma unroll
@@ -176,32 +182,28 @@ __device__ void coded_rows(const Part& p, const Group& g, int64_t block) {
   store((block * tiles + own_tile) * kTileRows + own_row, own_token, sum[0]);
 }
 
-template <int T, int S>
-__global__ void __launch_bounds__(32 * kRowWarps, T == 1   ? 3
-                                                  : T <= 4 ? 2
-                                                           : 1) row_products_kernel(Group g) {
+template <int S>
+__global__ void __launch_bounds__(32 * kRowWarps, S == 1 ? 3 : 2) row_products_kernel(Group g) {
   Part part = g.parts[0];
 #pragma unroll
   for (int i = 1; i < kLinearGroup; ++i) {
     if (i < g.size && blockIdx.x >= g.parts[i].first) part = g.parts[i];
   }
   const int64_t block = blockIdx.x - part.first;
-  if (part.magnitudes != nullptr) return coded_rows<T, S>(part, g, block);
-  constexpr int kTurns = T > kPlainTurn ? 2 : 1;
-  static_assert(T <= kTurns * kPlainTurn);
-  plain_rows<kTurns>(*dynamic_shared<PlainArea>(), part.y, g.raw, part.w, 0, block * kPlainRows, 0, g.tokens);
+  if (part.magnitudes != nullptr) return coded_rows<S>(part, g, block);
+  static_assert(kRowTokens <= 2 * kPlainTurn);
+  PlainArea& area = *dynamic_shared<PlainArea>();
+  if (g.tokens <= kPlainTurn)
+    plain_rows<1>(area, part.y, g.raw, part.w, 0, block * kPlainRows, 0, g.tokens);
+  else
+    plain_rows<2>(area, part.y, g.raw, part.w, 0, block * kPlainRows, 0, g.tokens);
 }
 
-template <int T, int S>
+template <int S>
 void launch_group(const Group& g, unsigned grid, bool plain, cudaStream_t stream) {
-  const size_t pairs = S > 1 ? sizeof(Pairs<T, S>) : 0;
-  launch("row_products", row_products_kernel<T, S>, grid, 32 * kRowWarps, plain ? std::max(pairs, sizeof(PlainArea)) : pairs,
-         stream, g);
-}
-
-template <int T>
-void launch_tokens(const Group& g, int split, unsigned grid, bool plain, cudaStream_t stream) {
-  split == 1 ? launch_group<T, 1>(g, grid, plain, stream) : launch_group<T, kRowsSplit>(g, grid, plain, stream);
+  const size_t pairs = S > 1 ? Pairs<S>::bytes(g.tokens) : 0;
+  launch("row_products", row_products_kernel<S>, grid, 32 * kRowWarps, plain ? std::max(pairs, sizeof(PlainArea)) : pairs, stream,
+         g);
 }
 
 }  // namespace
@@ -244,11 +246,7 @@ void launch_row_products(std::span<const RowProduct> products, int multiprocesso
       }
     }
   }
-  const auto launch_all = x.tokens == 1   ? launch_tokens<1>
-                          : x.tokens == 2 ? launch_tokens<2>
-                          : x.tokens <= 4 ? launch_tokens<4>
-                                          : launch_tokens<8>;
-  launch_all(g, split, grid, plain, stream);
+  split == 1 ? launch_group<1>(g, grid, plain, stream) : launch_group<kRowsSplit>(g, grid, plain, stream);
 }
 
 }  // namespace pq::cuda

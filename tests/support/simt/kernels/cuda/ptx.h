@@ -24,12 +24,12 @@ inline void multiply_tile(int c[4], const uint32_t a[4], uint32_t b0, uint32_t b
     const int row = i < 2 ? group : group + 8;
     const int column = 2 * member + i % 2;
     uint32_t sum = static_cast<uint32_t>(c[i]);
-    for (int k = 0; k < 32; ++k) {
-      const uint32_t* left = all + 8 * (4 * (row % 8) + k % 16 / 4);
-      const uint32_t* right = all + 8 * (4 * column + k % 16 / 4);
-      const auto x = static_cast<int8_t>(left[(row >= 8 ? 1 : 0) + (k >= 16 ? 2 : 0)] >> (8 * (k % 4)));
-      const auto y = static_cast<int8_t>(right[k >= 16 ? 5 : 4] >> (8 * (k % 4)));
-      sum += static_cast<uint32_t>(x * y);
+    for (int part = 0; part < 8; ++part) {
+      const int half = part / 4;  // k from 16 half + 4 (part % 4) on
+      const uint32_t left = all[8 * (4 * (row % 8) + part % 4) + (row >= 8 ? 1 : 0) + 2 * half];
+      const uint32_t right = all[8 * (4 * column + part % 4) + 4 + half];
+      for (int byte = 0; byte < 32; byte += 8)
+        sum += static_cast<uint32_t>(static_cast<int8_t>(left >> byte) * static_cast<int8_t>(right >> byte));
     }
     c[i] = static_cast<int>(sum);
   }
@@ -38,8 +38,8 @@ inline void multiply_tile(int c[4], const uint32_t a[4], uint32_t b0, uint32_t b
 // The upper 19 bits, rounded in magnitude.
 inline uint32_t to_tf32(float x) { return (std::bit_cast<uint32_t>(x) + 0x1000u) & ~0x1fffu; }
 
-// Fragments of mma.m16n8k8 for TF32: a[0..3] are rows group, group + 8, group, group + 8 with k = member (+ 4 for a[2], a[3]); b0, b1
-// column group, k = member (+ 4); c as above. Values are read as TF32: whatever stands below its bits is dropped.
+// Fragments of mma.m16n8k8 for TF32: a[0..3] are rows group, group + 8, group, group + 8 with k = member (+ 4 for a[2], a[3]); b0,
+// b1 column group, k = member (+ 4); c as above. Values are read as TF32: whatever stands below its bits is dropped.
 inline void multiply_tile_tf32(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
   const uint32_t own[6] = {a[0], a[1], a[2], a[3], b0, b1};
   const uint32_t* all = simt::exchange_words(own, 6);
