@@ -4,7 +4,6 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -19,12 +18,6 @@ using Words = std::vector<std::string>;
 // `command` on that machine: entries of the environment, as tests/support/simt/cuda_runtime.h has them.
 inline Words on_machine(const Words& machine, const Words& command) {
   Words words = {"env"};
-#if defined(__SANITIZE_ADDRESS__)
-  // LeakSanitizer itself crashes now and then in a process of several threads that has opened the plugin ("Tracer caught signal
-  // 11").
-  const char* options = std::getenv("ASAN_OPTIONS");
-  words.push_back("ASAN_OPTIONS=" + std::string(options == nullptr ? "" : options) + ":detect_leaks=0");
-#endif
   words.insert(words.end(), machine.begin(), machine.end());
   words.insert(words.end(), command.begin(), command.end());
   return words;
