@@ -28,6 +28,8 @@ void launch_embed(const EmbedArgs& args, const int32_t* device_ids, const float*
 // The sums of each unit, unit_sums [units][tokens][rows]; args.y is not looked at. Int8 activations, but not what
 // launch_row_products is for: by the order of LinearArgs, so the same bits as the host backends.
 void launch_polar_int8(const LinearArgs& args, float* unit_sums, const DeviceCodebook& book, cudaStream_t stream);
+// The same for more tokens than row_products_take takes, of matrices in tiles.
+void launch_panels(const LinearArgs& args, float* unit_sums, const DeviceCodebook& book, cudaStream_t stream);
 // The same for coded matrices against rotated fp32 activations, and f32, bf16 and int4 matrices against raw ones. In the order of
 // LinearArgs.
 void launch_float_linear(const LinearArgs& args, float* unit_sums, const DeviceCodebook& book, cudaStream_t stream);

@@ -12,7 +12,7 @@ namespace pq::cuda {
 enum class RowsKernel : int {
   any,     // every width, store order: one row a warp
   tiles,   // up to kRowTokens tokens a pass over the weights, several matrices in a launch
-  panels,  // integer tensor cores, 64 tokens at a time
+  panels,  // integer tensor cores, choose_panel_tokens at a time
 };
 
 inline constexpr int kRowTokens = 8;
@@ -23,6 +23,14 @@ inline constexpr int kRowsSplit = 4;
 inline RowsKernel choose_rows_kernel(const Matrix& w, int64_t tokens) {
   if (w.layout != WeightLayout::tiles) return RowsKernel::any;
   return tokens > kRowTokens ? RowsKernel::panels : RowsKernel::tiles;
+}
+
+// The smallest of 16, 32, 64 and 128 that takes all tokens, or 128: half a panel costs more than half of it, since each panel
+// decodes the weights.
+inline int choose_panel_tokens(int64_t tokens) {
+  int panel = 16;
+  while (panel < tokens && panel < 128) panel *= 2;
+  return panel;
 }
 
 // Whether a launch of several products can have this one among them: 5-bit matrices in tiles, whose units lie in the warps of one

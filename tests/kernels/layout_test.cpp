@@ -85,8 +85,8 @@ TEST(Layout, ProductsReadTilesAsTheyReadStores) {
     const int64_t cols = units * blocks * kBlock;
     const OwnedMatrix owned = random_matrix(kPq5, rows, cols, units, 21);
     const OnDevice store(*device, owned, false), tiles(*device, owned, true);
-    for (const int64_t tokens : {1, 2, 3, 5, 8, 9, 66}) {
-      if (tokens > 9 && rows > 130) continue;
+    for (const int64_t tokens : {1, 2, 3, 5, 8, 9, 17, 66, 130}) {
+      if (tokens > 9 && rows > (tokens > 100 ? 13 : 130)) continue;
       const std::vector<float> x = normals(tokens * cols, 22);
       for (const ActivationMode mode : {ActivationMode::int8, ActivationMode::f32}) {
         if (mode == ActivationMode::f32 && (tokens > 3 || rows > 130)) continue;
@@ -136,6 +136,12 @@ TEST(Layout, DecodeAndEmbedReadTilesAsTheyReadStores) {
     device->embed({.y = y.as<float>(), .ids = ids.data(), .tokens = tokens, .table = tiles.matrix, .first_row = 2});
     EXPECT_TRUE(same_bits(downloaded<float>(*device, y), rows_expected)) << rows << " rows";
   }
+}
+
+TEST(Layout, TheSmallestPanelThatTakesAllTokens) {
+  using cuda::choose_panel_tokens;
+  for (const auto& [tokens, panel] : {std::array<int, 2>{9, 16}, {16, 16}, {17, 32}, {32, 32}, {33, 64}, {65, 128}, {4096, 128}})
+    EXPECT_EQ(choose_panel_tokens(tokens), panel) << tokens;
 }
 
 TEST(Layout, TheKernelIsChosenByLayoutTokensAndDevice) {
