@@ -209,7 +209,8 @@ __device__ void dot_rows_by_tensor(const Areas& s, int64_t key_dim, int begin, i
   const bool query = warp >= 2;
   float sum[4] = {};
   for (int k = 0; k < key_dim; k += 8) {
-    multiply_split(sum, left_fragment(query ? s.queries : s.keys, stride, 1, k), right_fragment(s.keys + first * stride, 1, stride, k));
+    multiply_split(sum, left_fragment(query ? s.queries : s.keys, stride, 1, k),
+                   right_fragment(s.keys + first * stride, 1, stride, k));
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i) {

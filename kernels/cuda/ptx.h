@@ -19,8 +19,8 @@ __device__ T* dynamic_shared() {
 // warp, so that it may not be moved to where only some lanes use the sums.
 __device__ inline void multiply_tile(int c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
   asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // x rounded to TF32, 10 bits after the point, ties away from zero.
@@ -33,8 +33,8 @@ __device__ inline uint32_t to_tf32(float x) {
 // c += a b for TF32 a [16, 8], b [8, 8] and fp32 c [16, 8], in the fragments of mma.m16n8k8; volatile alike.
 __device__ inline void multiply_tile_tf32(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
   asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // 16 bytes of global memory to shared memory, both aligned to 16, behind the thread's back; wait_copies waits for all of them that
