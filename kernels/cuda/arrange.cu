@@ -2,13 +2,14 @@
 #include "kernels/check.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/tiles.h"
+#include "kernels/polar.h"
 
 namespace pq::cuda {
 namespace {
 
 // A quarter of a block a thread.
-__global__ void arrange_kernel(uint8_t* data, uint16_t* norms, const uint8_t* from_data, const uint16_t* from_norms, int64_t rows,
-                               int64_t blocks) {
+__global__ void arrange_kernel(uint8_t* data, uint16_t* norms, const uint8_t* from_data, const uint16_t* from_norms, int bits,
+                               int64_t rows, int64_t blocks) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= rows * blocks * 4) return;
   const int q = static_cast<int>(i % 4);
@@ -16,34 +17,38 @@ __global__ void arrange_kernel(uint8_t* data, uint16_t* norms, const uint8_t* fr
   const int64_t first = row / kTileRows * kTileRows, within = row - first;
   const int64_t n = min(kTileRows, rows - first);
   const int64_t tile = first * blocks + b * n;
-  uint8_t* base = data + tile * kTileBytesARow;
-  const uint8_t* from = from_data + index * kTileBytesARow;
-  // Weights 32 q ..: bytes 32 (q % 2) .. of the nibbles, lower halves for q < 2.
-  const int shift = 4 * (q / 2);
-  for (int j = 0; j < 32; j += 2) {
-    const int even = (from[32 * (q % 2) + j] >> shift) & 15, odd = (from[32 * (q % 2) + j + 1] >> shift) & 15;
-    base[64 * within + 16 * q + j / 2] = static_cast<uint8_t>(even | (odd << 4));
+  const uint8_t* from = from_data + index * 16 * bits;
+  for (int low = 0; low < bits; low += plane_width(bits, low)) {
+    const int width = plane_width(bits, low);
+    uint8_t* quarter = plane_quarter(data + tile * 16 * bits, static_cast<int>(n), static_cast<int>(within), bits, low, q);
+    const int each = 32 / width;  // weights a word
+    for (int w = 0; w < width; ++w) {
+      uint32_t word = 0;
+      for (int j = w * each; j < (w + 1) * each; ++j) {
+        const int field = (tile_code(bits, code_at(from, bits, 32 * q + j)) >> low) & ((1 << width) - 1);
+        word |= static_cast<uint32_t>(field) << plane_bit(bits, width, j).shift;
+      }
+      reinterpret_cast<uint32_t*>(quarter)[w] = word;
+    }
   }
-  uint32_t signs = 0;
-  for (int j = 0; j < 32; ++j) signs |= static_cast<uint32_t>((from[64 + 4 * q + j / 8] >> (j % 8)) & 1) << sign_bit(j);
-  *reinterpret_cast<uint32_t*>(base + 64 * n + 16 * within + 4 * q) = signs;
   if (q == 0) norms[tile + within] = from_norms[index];
 }
 
 }  // namespace
 
-void launch_arrange(uint8_t* data, uint16_t* norms, const uint8_t* from_data, const uint16_t* from_norms, int64_t rows,
+void launch_arrange(uint8_t* data, uint16_t* norms, const uint8_t* from_data, const uint16_t* from_norms, int bits, int64_t rows,
                     int64_t blocks, cudaStream_t stream) {
-  launch("arrange", arrange_kernel, blocks_for(rows * blocks * 4, 128), 128, 0, stream, data, norms, from_data, from_norms, rows,
-         blocks);
+  launch("arrange", arrange_kernel, blocks_for(rows * blocks * 4, 128), 128, 0, stream, data, norms, from_data, from_norms, bits,
+         rows, blocks);
 }
 
 void CudaBackend::arrange(Matrix* matrix) {
   Matrix& m = *matrix;
   if (m.rows == 0) return;
   check_matrix("arrange", m);
-  if (m.layout != WeightLayout::store || m.format != WeightFormat::polar || m.codebook->bits != kTileBits) return;
-  const int64_t blocks = m.unit_cols() / kBlock, row_data = blocks * kTileBytesARow, row_norms = blocks * 2;
+  if (m.layout != WeightLayout::store || m.format != WeightFormat::polar) return;
+  const int bits = m.codebook->bits;
+  const int64_t blocks = m.unit_cols() / kBlock, row_data = blocks * coded_block_bytes(bits), row_norms = blocks * 2;
   const int64_t fitting = kDeviceBounceBytes / (row_data + row_norms) / kTileRows * kTileRows;
   const int64_t step = std::min(std::max(fitting, kTileRows), (m.rows + kTileRows - 1) / kTileRows * kTileRows);
   const Buffer bounce = allocate(step * (row_data + row_norms));
@@ -60,7 +65,7 @@ void CudaBackend::arrange(Matrix* matrix) {
             "cudaMemcpy");
       check(cudaMemcpyAsync(from_norms, to_norms, static_cast<size_t>(rows * row_norms), cudaMemcpyDeviceToDevice, stream_),
             "cudaMemcpy");
-      launch_arrange(to_data, to_norms, from_data, from_norms, rows, blocks, stream_);
+      launch_arrange(to_data, to_norms, from_data, from_norms, bits, rows, blocks, stream_);
     }
   }
   // The bounce buffer goes.

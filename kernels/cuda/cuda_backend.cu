@@ -2,6 +2,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstring>
 #include <type_traits>
@@ -9,6 +10,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/quarters.h"
 #include "kernels/cuda/row_products.h"
 #include "kernels/cuda/rows_choice.h"
 #include "kernels/device_problem.h"
@@ -306,12 +308,10 @@ const DeviceCodebook& CudaBackend::device_codebook(const Codebook* book) {
   if (found != codebooks_.end() && found->second.centroids == book->centroids) return found->second.device;
   const int64_t count = static_cast<int64_t>(book->centroids.size()), half = count / 2;
   std::vector<int16_t> values(static_cast<size_t>(count));
-  std::vector<int8_t> magnitudes(16);
   for (int64_t m = 0; m < half; ++m) {
     const int16_t value = book->int_magnitudes[static_cast<size_t>(m)];
     values[static_cast<size_t>(half + m)] = value;
     values[static_cast<size_t>(half - 1 - m)] = static_cast<int16_t>(-value);
-    if (m < 16) magnitudes[static_cast<size_t>(m)] = static_cast<int8_t>(value);
   }
   const auto put = [&](const void* data, int64_t bytes) {
     tables_.push_back(allocate(bytes));
@@ -321,7 +321,8 @@ const DeviceCodebook& CudaBackend::device_codebook(const Codebook* book) {
   DeviceCodebook device;
   device.centroids = static_cast<const float*>(put(book->centroids.data(), 4 * count));
   device.values = static_cast<const int16_t*>(put(values.data(), 2 * count));
-  device.magnitudes = static_cast<const int8_t*>(put(magnitudes.data(), 16));
+  const std::array<int8_t, 16> bytes = make_byte_table(*book);
+  device.bytes = static_cast<const int8_t*>(put(bytes.data(), sizeof bytes));
   device.bits = book->bits;
   device.int_step = book->int_step;
   return codebooks_.insert_or_assign(book, Table{book->centroids, device}).first->second.device;
@@ -345,30 +346,35 @@ void CudaBackend::prepare(const PrepareArgs& args) {
 
 void CudaBackend::linear_group(std::span<const LinearArgs> products) {
   require(products.size() <= kLinearGroup, "more products of one input than a launch takes");
-  std::vector<RowProduct> together;
-  bool coded = false;
+  // By width; plain ones, which go with whatever codes there are, at 0.
+  std::array<std::vector<RowProduct>, 9> together;
   for (const LinearArgs& args : products) {
     check_linear(args);
-    if (args.x.tokens == 0 || args.w.rows == 0 || !row_products_take(args)) continue;
-    together.push_back({args, &device_codebook(args.w.codebook)});
-    coded |= args.w.format == WeightFormat::polar;
+    if (args.x.tokens == 0 || args.w.rows == 0) continue;
+    if (!widens(args) && row_products_take(args)) {
+      const DeviceCodebook& book = device_codebook(args.w.codebook);
+      together[static_cast<size_t>(book.bits)].push_back({args, &book});
+    } else {
+      wide_linear(args);
+    }
   }
-  if (!coded) together.clear();
-  const auto apart = [&](const LinearArgs& args) {
-    return std::none_of(together.begin(), together.end(), [&](const RowProduct& p) { return p.args.y == args.y; });
-  };
-  for (const LinearArgs& args : products) {
-    if (args.x.tokens > 0 && args.w.rows > 0 && apart(args)) wide_linear(args);
+  std::vector<RowProduct>& plain = together[0];
+  for (size_t bits = 1; bits < together.size(); ++bits) {
+    if (together[bits].empty()) continue;
+    together[bits].insert(together[bits].end(), plain.begin(), plain.end());
+    plain.clear();
+    launch_row_products(together[bits], multiprocessors_, stream_);
   }
-  if (together.empty()) return;
-  launch_row_products(together, multiprocessors_, stream_);
+  for (const RowProduct& product : plain) wide_linear(product.args);
 }
+
+bool CudaBackend::widens(const LinearArgs& args) const { return wide_ != nullptr && !decoding_ && WideProducts::worthwhile(args); }
 
 void CudaBackend::wide_linear(const LinearArgs& args) {
   const DeviceCodebook& book = device_codebook(args.w.codebook);
   const int64_t count = args.x.tokens * args.w.rows;
   float* sums = args.w.units == 1 ? args.y : scratch(args.w.units * count);
-  if (wide_ != nullptr && !decoding_ && WideProducts::worthwhile(args)) {
+  if (widens(args)) {
     wide_->linear(args, sums, book);
   } else if (args.w.format == WeightFormat::polar && args.x.mode == ActivationMode::int8) {
     launch_polar_int8(args, sums, book, stream_);

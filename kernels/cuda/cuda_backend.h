@@ -37,7 +37,7 @@ class CudaBackend : public Backend, public PinnedMemory, public DeviceMeasure {
   void synchronize() override;
   // Steps of one token a span are recorded as CUDA graphs.
   std::string run_step(const StepArgs& args, const std::function<void()>& body) override;
-  // By way of a buffer of at most kDeviceBounceBytes, or eight rows; 5-bit matrices only (kernels/cuda/tiles.h).
+  // By way of a buffer of at most kDeviceBounceBytes, or eight rows; coded matrices only (kernels/cuda/tiles.h).
   void arrange(Matrix* matrix) override;
 
   void embed(const EmbedArgs& args) override;
@@ -114,6 +114,8 @@ class CudaBackend : public Backend, public PinnedMemory, public DeviceMeasure {
   const T* stage(const T* host, int64_t count);
   // False when the step is too large for its place, and its operations stage for themselves.
   bool stage_step(const StepArgs& args);
+  // Whether a product goes to cuBLAS.
+  bool widens(const LinearArgs& args) const;
   // One product, in the way of any number of tokens.
   void wide_linear(const LinearArgs& args);
   // Scratch of the stream that grows to the largest call and stays.

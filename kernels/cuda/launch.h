@@ -11,9 +11,9 @@ namespace pq::cuda {
 
 // Device copies of one codebook.
 struct DeviceCodebook {
-  const float* centroids = nullptr;    // [2^bits]
-  const int16_t* values = nullptr;     // [2^bits], integer centroids by code
-  const int8_t* magnitudes = nullptr;  // [16], int_magnitudes of tables of at most 5 bits, padded with zeros
+  const float* centroids = nullptr;  // [2^bits]
+  const int16_t* values = nullptr;   // [2^bits], integer centroids by code
+  const int8_t* bytes = nullptr;     // [16], make_byte_table (kernels/cuda/quarters.h)
   int bits = 0;
   float int_step = 0;
 };
@@ -28,7 +28,7 @@ void launch_embed(const EmbedArgs& args, const int32_t* device_ids, const float*
 // The sums of each unit, unit_sums [units][tokens][rows]; args.y is not looked at. Int8 activations, but not what
 // launch_row_products is for: by the order of LinearArgs, so the same bits as the host backends.
 void launch_polar_int8(const LinearArgs& args, float* unit_sums, const DeviceCodebook& book, cudaStream_t stream);
-// The same for more tokens than row_products_take takes, of matrices in tiles.
+// The same for matrices in tiles of which choose_rows_kernel says panels (kernels/cuda/rows_choice.h).
 void launch_panels(const LinearArgs& args, float* unit_sums, const DeviceCodebook& book, cudaStream_t stream);
 // The same for coded matrices against rotated fp32 activations, and f32, bf16 and int4 matrices against raw ones. In the order of
 // LinearArgs.

@@ -1,6 +1,8 @@
 // Products of more than eight tokens with matrices in tiles (kernels/cuda/tiles.h) on integer tensor cores, a panel of tokens at a
 // time. A block's dot product is exact in int32; blocks are added in order inside a unit, as kernels/backend.h demands, so that the
 // bits are those of the host backends for any number of tokens and ranks.
+#include <array>
+
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/quarters.h"
 #include "kernels/cuda/rows_choice.h"
@@ -16,7 +18,7 @@ struct Panels {
   float* y;  // [units][tokens][rows]
   const uint8_t* data;
   const uint16_t* norms;
-  const int8_t* magnitudes;
+  const int8_t* bytes;  // DeviceCodebook
   const int8_t* codes;  // [tokens, dim]
   const float* scales;  // [tokens, dim / 128]
   int64_t rows;
@@ -30,8 +32,10 @@ struct Panels {
 // the block after it are copied to shared memory meanwhile. A lane's part of the right fragments is a quarter of a token's codes:
 // any order of the inputs inside a block will do, int32 sums are exact. blockIdx.z is the unit; panels of the same rows follow each
 // other, so that the second level cache has the weights.
-template <int N>
-__global__ void __launch_bounds__(kThreads, N > 8 ? 2 : N == 8 ? 3 : 4) polar5_panels_kernel(Panels p) {
+template <int kBits, int N>
+__global__ void __launch_bounds__(kThreads, N > 8    ? 2
+                                            : N == 8 ? 3
+                                                     : 4) polar_panels_kernel(Panels p) {
   constexpr int kTokens = 8 * N;
   __shared__ uint4 inputs[2][kTokens][9];  // of sixteen codes, eight padded against bank conflicts
   __shared__ float2 scales[2][kTokens / 2];
@@ -43,17 +47,17 @@ __global__ void __launch_bounds__(kThreads, N > 8 ? 2 : N == 8 ? 3 : 4) polar5_p
   const auto quarters_of = [&](int half) {
     const int64_t row = min(first_row + place + 8 * half, p.rows - 1), tile = row / kTileRows * kTileRows;
     const int64_t first = (unit * p.rows + tile) * p.blocks;
-    return Quarters(p.data + first * kTileBytesARow, p.norms + first,
-                    static_cast<int>(min(static_cast<int64_t>(kTileRows), p.rows - tile)), static_cast<int>(row - tile), q, 1);
+    return Quarters<kBits>(p.data + first * 16 * kBits, p.norms + first,
+                           static_cast<int>(min(static_cast<int64_t>(kTileRows), p.rows - tile)), static_cast<int>(row - tile), q,
+                           1);
   };
-  Quarters quarters[2] = {quarters_of(0), quarters_of(1)};
+  Quarters<kBits> quarters[2] = {quarters_of(0), quarters_of(1)};
   const int last = static_cast<int>(min(static_cast<int64_t>(kTokens), p.tokens - first_token)) - 1;
   // Of this thread: a sixteenth of the tokens, of each the same sixteen bytes of a block.
   const int8_t* codes = p.codes + (first_token + threadIdx.x / 8) * p.dim + unit * p.blocks * kBlock + threadIdx.x % 8 * 16;
   const float* own_scales =
       p.scales + (first_token + min(static_cast<int>(threadIdx.x), last)) * (p.dim / kBlock) + unit * p.blocks;
-  uint32_t table[4];
-  load_table(p.magnitudes, table);
+  const ByteTable<kBits> table(p.bytes);
 
   // Of the next block.
   const auto fetch = [&](int b) {
@@ -66,7 +70,7 @@ __global__ void __launch_bounds__(kThreads, N > 8 ? 2 : N == 8 ? 3 : 4) polar5_p
   };
   fetch(0);
   float scale = own_scales[0] * p.int_step;
-  Quarter w[2] = {quarters[0].next(), quarters[1].next()};
+  Quarter<kBits> w[2] = {quarters[0].next(), quarters[1].next()};
   float sum[N][4];
 #pragma unroll
   for (auto& tile : sum) tile[0] = tile[1] = tile[2] = tile[3] = 0.0f;
@@ -87,9 +91,9 @@ __global__ void __launch_bounds__(kThreads, N > 8 ? 2 : N == 8 ? 3 : 4) polar5_p
     for (int r = 0; r < 2; ++r) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const EightWeights e = eight_weights(w[r], table, k);
+        const EightWeights e = table.eight(w[r], k);
 #pragma unroll
-        for (int i = 0; i < 2; ++i) weights[r][2 * k + i] = __vsub4(e.value[i], e.sign[i]);
+        for (int i = 0; i < 2; ++i) weights[r][2 * k + i] = table.signed_bytes(e, i);
       }
       norm[r] = half_value(w[r].norm);
       if (more) w[r] = quarters[r].next();
@@ -122,11 +126,23 @@ __global__ void __launch_bounds__(kThreads, N > 8 ? 2 : N == 8 ? 3 : 4) polar5_p
   }
 }
 
-template <int N>
+template <int kBits, int N>
 void launch_tokens(const Panels& p, int64_t units, cudaStream_t stream) {
   const dim3 grid(blocks_for(p.tokens, 8 * N), blocks_for(p.rows, kRows), static_cast<unsigned>(units));
-  launch("polar5_panels", polar5_panels_kernel<N>, grid, kThreads, 0, stream, p);
+  launch("polar_panels", polar_panels_kernel<kBits, N>, grid, kThreads, 0, stream, p);
 }
+
+template <int kBits>
+void launch_bits(const Panels& p, int64_t units, cudaStream_t stream) {
+  const int tokens = choose_panel_tokens(p.tokens);
+  const auto launch_all = tokens == 16   ? launch_tokens<kBits, 2>
+                          : tokens == 32 ? launch_tokens<kBits, 4>
+                          : tokens == 64 ? launch_tokens<kBits, 8>
+                                         : launch_tokens<kBits, 16>;
+  launch_all(p, units, stream);
+}
+constexpr std::array kLaunchBits = {launch_bits<2>, launch_bits<3>, launch_bits<4>, launch_bits<5>};
+static_assert(kLaunchBits.size() == kPanelBits - 1);
 
 }  // namespace
 
@@ -135,7 +151,7 @@ void launch_panels(const LinearArgs& args, float* unit_sums, const DeviceCodeboo
   const Panels p{.y = unit_sums,
                  .data = static_cast<const uint8_t*>(w.data),
                  .norms = w.scales,
-                 .magnitudes = book.magnitudes,
+                 .bytes = book.bytes,
                  .codes = args.x.codes,
                  .scales = args.x.scales,
                  .rows = w.rows,
@@ -143,12 +159,7 @@ void launch_panels(const LinearArgs& args, float* unit_sums, const DeviceCodeboo
                  .dim = static_cast<int>(args.x.dim),
                  .blocks = static_cast<int>(w.unit_cols() / kBlock),
                  .int_step = book.int_step};
-  const int tokens = choose_panel_tokens(p.tokens);
-  const auto launch_all = tokens == 16   ? launch_tokens<2>
-                          : tokens == 32 ? launch_tokens<4>
-                          : tokens == 64 ? launch_tokens<8>
-                                         : launch_tokens<16>;
-  launch_all(p, w.units, stream);
+  kLaunchBits[static_cast<size_t>(book.bits - 2)](p, w.units, stream);
 }
 
 }  // namespace pq::cuda

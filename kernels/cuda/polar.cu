@@ -1,6 +1,6 @@
 // Products of coded matrices of any width and order with int8 activations. A block's dot product is exact in int32; blocks are
 // added in order inside a unit, as kernels/backend.h demands, so that the bits are those of the host backends for any number of
-// tokens and ranks. Matrices in tiles are left to row_products.cu and panels.cu.
+// tokens and ranks. Matrices in tiles are left to row_products.cu and panels.cu, but for those that neither takes.
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/rows_choice.h"
 #include "kernels/cuda/tiles.h"

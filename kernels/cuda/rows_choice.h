@@ -10,19 +10,22 @@
 namespace pq::cuda {
 
 enum class RowsKernel : int {
-  any,     // every width, store order: one row a warp
+  any,     // every width, order and number of units: one row a warp
   tiles,   // up to kRowTokens tokens a pass over the weights, several matrices in a launch
-  panels,  // integer tensor cores, choose_panel_tokens at a time
+  panels,  // choose_panel_tokens at a time
 };
 
 inline constexpr int kRowTokens = 8;
 inline constexpr int kRowWarps = 8;
 inline constexpr int kRowsSplit = 4;
+inline constexpr int kPanelBits = 5;  // the widest codes of which there are panels
 
 // Of coded matrices with int8 activations.
 inline RowsKernel choose_rows_kernel(const Matrix& w, int64_t tokens) {
   if (w.layout != WeightLayout::tiles) return RowsKernel::any;
-  return tokens > kRowTokens ? RowsKernel::panels : RowsKernel::tiles;
+  const bool panels = w.codebook->bits <= kPanelBits;
+  if (w.units <= kRowWarps && (tokens <= kRowTokens || !panels)) return RowsKernel::tiles;
+  return panels ? RowsKernel::panels : RowsKernel::any;
 }
 
 // The smallest of 16, 32, 64 and 128 that takes all tokens, or 128: half a panel costs more than half of it, since each panel
@@ -33,17 +36,16 @@ inline int choose_panel_tokens(int64_t tokens) {
   return panel;
 }
 
-// Whether a launch of several products can have this one among them: 5-bit matrices in tiles, whose units lie in the warps of one
-// block, and plain matrices of one unit.
+// Whether a launch of several products can have this one among them: matrices in tiles, whose units lie in the warps of one block,
+// and plain matrices of one unit beside them.
 inline bool row_products_take(const LinearArgs& args) {
   const Matrix& w = args.w;
-  if (args.x.tokens > kRowTokens) return false;
-  if (w.format != WeightFormat::polar) return w.units == 1;
-  return args.x.mode == ActivationMode::int8 && w.layout == WeightLayout::tiles && w.units <= kRowWarps;
+  if (w.format != WeightFormat::polar) return args.x.tokens <= kRowTokens && w.units == 1;
+  return args.x.mode == ActivationMode::int8 && choose_rows_kernel(w, args.x.tokens) == RowsKernel::tiles;
 }
 
-// Warps of a multiprocessor whose loads cover the latency of memory: each has four tiles of 656 bytes in flight, and the largest
-// device asks for 4.8 TB/s * 700 ns / 132 = 25 KB.
+// Warps of a multiprocessor whose loads cover the latency of memory: each has four tiles of 656 bytes (of 5 bits) in flight, and
+// the largest device asks for 4.8 TB/s * 700 ns / 132 = 25 KB.
 inline constexpr int64_t kEnoughWarps = 16;
 
 // Warps that share eight rows of a unit, in a launch of coded matrices with so many units times rows altogether and at most `units`

@@ -1,5 +1,7 @@
 // The kernels of widen.h. A half warp takes a block of 128 weights, eight a lane, so that a block is read by whole words and its
 // 256 bytes are written by whole sectors.
+#include <array>
+
 #include "kernels/cuda/tiles.h"
 #include "kernels/cuda/widen.h"
 
@@ -11,9 +13,10 @@ constexpr int kHalfWarps = kThreads / 16;
 constexpr int kEach = 4;  // blocks a half warp has in flight
 constexpr int kInt4 = 0;
 
-// What a lane has loaded of a block: its words of the planes (kernels/polar.h), or of a tile (tiles.h).
+// What a lane has loaded of a block: its words of the planes (kernels/polar.h), or of a tile (tiles.h), where a second plane of
+// four bits is `high` and there is no plane of signs.
 struct Words {
-  uint32_t four, two, one, sign;
+  uint32_t four, high, two, one, sign;
   uint16_t scale, zero;
 };
 
@@ -82,18 +85,33 @@ struct StoreOrder {
 };
 
 // Of lane j: weights 8 j .. 8 j + 7 of a row's block in a tile.
+template <int kBits>
 struct TileOrder {
+  static constexpr bool kFour = kBits >= 4, kHigh = kBits == 8, kTwo = kBits % 4 >= 2, kOne = kBits % 2 == 1;
+  static constexpr int kLowTwo = kBits / 4 * 4, kLowOne = kBits - 1;
+
   static __device__ Words load(const Matrix& m, int64_t unit, int64_t row, int64_t b, int64_t blocks, int j) {
-    const CodedBlock block = coded_block(m, kTileBits, unit, row, b, blocks);
+    const CodedBlock block = coded_block(m, kBits, unit, row, b, blocks);
+    const auto word = [&](int low) {
+      const int width = plane_width(kBits, low);
+      return word_at(plane_quarter(block.data, block.rows, block.row, kBits, low, j / 4) + j % 4 * width / 4 * 4);
+    };
     Words words{};
-    words.four = word_at(block.planes + 4 * j);
-    words.sign = word_at(block.signs + 4 * (j / 4));
+    if (kFour) words.four = word(0);
+    if (kHigh) words.high = word(4);
+    if (kTwo) words.two = word(kLowTwo);
+    if (kOne) words.one = word(kLowOne);
     words.scale = __ldg(m.scales + block.norm);
     return words;
   }
   static __device__ int code(const Words& words, int i, int j) {
-    const int magnitude = (words.four >> (4 * i)) & 15;
-    return (16 + magnitude) ^ ((words.sign >> sign_bit(8 * (j % 4) + i)) & 1 ? 31 : 0);
+    const int own = 8 * (j % 4) + i;
+    int stored = 0;
+    if (kFour) stored = (words.four >> (4 * i)) & 15;
+    if (kHigh) stored |= ((words.high >> (4 * i)) & 15) << 4;
+    if (kTwo) stored |= ((words.two >> plane_bit(kBits, 2, own).shift) & 3) << kLowTwo;
+    if (kOne) stored |= ((words.one >> plane_bit(kBits, 1, own).shift) & 1) << kLowOne;
+    return code_of_tile(kBits, stored);
   }
   static __device__ void store(uint16_t* block, int j, const uint32_t pairs[4]) {
     *reinterpret_cast<uint4*>(block + 8 * j) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
@@ -139,14 +157,23 @@ __global__ void __launch_bounds__(kThreads) widen_weights_kernel(uint16_t* out, 
   }
 }
 
-template <int kBits, typename Order>
-void launch_widen(uint16_t* out, const Matrix& w, int64_t unit, int64_t first_row, int64_t rows, const float* centroids,
+template <int kBits, typename Order = StoreOrder<kBits>>
+void launch_order(uint16_t* out, const Matrix& w, int64_t unit, int64_t first_row, int64_t rows, const float* centroids,
                   cudaStream_t stream) {
   const int64_t blocks = w.unit_cols() / kBlock;
   const int64_t count = (rows + kTileRows - 1) / kTileRows * kTileRows * blocks;
   launch("widen_weights", widen_weights_kernel<kBits, Order>, blocks_for(count, kHalfWarps * kEach), kThreads, 0, stream, out, w,
          unit, first_row, rows, blocks, centroids);
 }
+
+template <int kBits>
+void launch_widen(uint16_t* out, const Matrix& w, int64_t unit, int64_t first_row, int64_t rows, const float* centroids,
+                  cudaStream_t stream) {
+  const auto order = w.layout == WeightLayout::tiles ? launch_order<kBits, TileOrder<kBits>> : launch_order<kBits>;
+  order(out, w, unit, first_row, rows, centroids, stream);
+}
+constexpr std::array kLaunchWiden = {launch_widen<2>, launch_widen<3>, launch_widen<4>, launch_widen<5>,
+                                     launch_widen<6>, launch_widen<7>, launch_widen<8>};
 
 // One token a block of threads. `fours`: columns come in aligned fours of one unit.
 __global__ void __launch_bounds__(kThreads) widen_inputs_kernel(uint16_t* out, const float* x, const int8_t* codes,
@@ -176,25 +203,8 @@ __global__ void __launch_bounds__(kThreads) widen_inputs_kernel(uint16_t* out, c
 
 void launch_widen_weights(uint16_t* out, const Matrix& w, int64_t unit, int64_t first_row, int64_t rows, const DeviceCodebook& book,
                           cudaStream_t stream) {
-  const auto widen = [&](auto* kernel) { kernel(out, w, unit, first_row, rows, book.centroids, stream); };
-  if (w.format == WeightFormat::int4) return widen(launch_widen<kInt4, StoreOrder<kInt4>>);
-  if (w.layout == WeightLayout::tiles) return widen(launch_widen<kTileBits, TileOrder>);
-  switch (book.bits) {
-    case 2:
-      return widen(launch_widen<2, StoreOrder<2>>);
-    case 3:
-      return widen(launch_widen<3, StoreOrder<3>>);
-    case 4:
-      return widen(launch_widen<4, StoreOrder<4>>);
-    case 5:
-      return widen(launch_widen<5, StoreOrder<5>>);
-    case 6:
-      return widen(launch_widen<6, StoreOrder<6>>);
-    case 7:
-      return widen(launch_widen<7, StoreOrder<7>>);
-    default:
-      return widen(launch_widen<8, StoreOrder<8>>);
-  }
+  const auto launch_any = w.format == WeightFormat::int4 ? launch_order<kInt4> : kLaunchWiden[static_cast<size_t>(book.bits - 2)];
+  launch_any(out, w, unit, first_row, rows, book.centroids, stream);
 }
 
 void launch_widen_inputs(uint16_t* out, const Activation& x, WeightFormat format, int64_t units, cudaStream_t stream) {

@@ -3,30 +3,61 @@
 #include <array>
 
 #include "kernels/cuda/rows_choice.h"
+#include "kernels/device_memory.h"
 #include "tests/kernels/on_device.h"
 #include "tests/support/simt/emulated_backend.h"
 
 namespace pq {
 namespace {
 
-constexpr MatrixKind kPq5{.format = WeightFormat::polar, .bits = 5};
+MatrixKind polar(int bits) { return {.format = WeightFormat::polar, .bits = bits}; }
 
-// The code of weight i of a row's block in a tile of n rows, read by the description in kernels/cuda/tiles.h.
-int code_in_tile(const uint8_t* tile, int n, int row, int i) {
-  const int q = i / 32, j = i % 32;
-  const int magnitude = (tile[64 * row + 16 * q + j / 2] >> (4 * (j % 2))) & 15;
-  uint32_t signs;
-  std::memcpy(&signs, tile + 64 * n + 16 * row + 4 * q, 4);
-  const bool negative = (signs >> (8 * (j % 4) + 7 - j / 4)) & 1;
-  return negative ? 15 - magnitude : 16 + magnitude;
+class Layout : public ::testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(Bits, Layout, testing::Range(2, 9));
+
+// Bits [low, low + width) of weight i of a row's block in a tile of n rows, by the description in kernels/cuda/tiles.h; planes of 4
+// and 2 bits, and those of 1 that are no signs.
+int field_in_tile(const uint8_t* tile, int n, int row, int low, int width, int i) {
+  const int q = i / 32, k = i % 32 / 8, nibble = i % 8;
+  const uint8_t* quarter = tile + 16 * low * n + 16 * width * row + 4 * width * q;
+  uint32_t word;
+  std::memcpy(&word, quarter + 4 * (width == 4 ? k : width == 2 ? k / 2 : 0), 4);
+  return static_cast<int>(word >> (4 * nibble + (width == 4 ? 0 : width == 2 ? 2 * (k % 2) : k))) & ((1 << width) - 1);
 }
 
-TEST(Layout, EveryBitGoesToItsPlaceInTheTiles) {
+int code_in_tile(const uint8_t* tile, int bits, int n, int row, int i) {
+  const auto field = [&](int low, int width) { return field_in_tile(tile, n, row, low, width, i) << low; };
+  switch (bits) {
+    case 2:
+      return field(0, 2);
+    case 3:
+      return field(0, 2) | field(2, 1);
+    case 4:
+      return field(0, 4);
+    case 5: {
+      const int q = i / 32, j = i % 32;
+      uint32_t signs;
+      std::memcpy(&signs, tile + 64 * n + 16 * row + 4 * q, 4);
+      const bool negative = (signs >> (8 * (j % 4) + 7 - j / 4)) & 1;
+      return negative ? 15 - field(0, 4) : 16 + field(0, 4);
+    }
+    case 6:
+      return field(0, 4) | field(4, 2);
+    case 7:
+      return field(0, 4) | field(4, 2) | field(6, 1);
+    default:
+      return field(0, 4) | field(4, 4);
+  }
+}
+
+TEST_P(Layout, EveryBitGoesToItsPlaceInTheTiles) {
+  const int bits = GetParam();
   const std::unique_ptr<Backend> backend = make_emulated_cuda_backend();
   // The last is larger than the memory through which matrices pass.
   for (const auto& [rows, blocks, units] :
        {std::array<int64_t, 3>{8, 1, 1}, {1, 3, 1}, {7, 2, 4}, {19, 5, 2}, {24, 17, 1}, {1304, 41, 1}}) {
-    const OwnedMatrix owned = random_matrix(kPq5, rows, units * blocks * kBlock, units, 11);
+    if (rows * blocks * coded_block_bytes(bits) < kDeviceBounceBytes && rows > 1000) continue;
+    const OwnedMatrix owned = random_matrix(polar(bits), rows, units * blocks * kBlock, units, 11);
     const OnDevice device(*backend, owned, true);
     ASSERT_EQ(device.matrix.layout, WeightLayout::tiles);
     const std::vector<uint8_t> data = downloaded<uint8_t>(*backend, device.data);
@@ -39,9 +70,11 @@ TEST(Layout, EveryBitGoesToItsPlaceInTheTiles) {
           const int64_t index = (unit * rows + row) * blocks + b, tile = (unit * rows + first) * blocks + b * n;
           ASSERT_EQ(norms[tile + row - first], owned.scales[index]) << rows << " rows, row " << row << ", block " << b;
           std::array<uint8_t, kBlock> codes;
-          unpack_block(owned.data.data() + index * 80, 5, codes.data());
+          unpack_block(owned.data.data() + index * coded_block_bytes(bits), bits, codes.data());
           for (int i = 0; i < kBlock; ++i) {
-            ASSERT_EQ(code_in_tile(data.data() + tile * 80, static_cast<int>(n), static_cast<int>(row - first), i), codes[i])
+            ASSERT_EQ(code_in_tile(data.data() + tile * coded_block_bytes(bits), bits, static_cast<int>(n),
+                                   static_cast<int>(row - first), i),
+                      codes[i])
                 << rows << " rows, unit " << unit << ", row " << row << ", block " << b << ", weight " << i;
           }
         }
@@ -50,40 +83,33 @@ TEST(Layout, EveryBitGoesToItsPlaceInTheTiles) {
   }
 }
 
-TEST(Layout, OtherFormatsAndWidthsStayAsTheyAre) {
+TEST(LayoutOthers, StayAsTheyAre) {
   const std::unique_ptr<Backend> backend = make_emulated_cuda_backend();
-  for (const MatrixKind kind : {MatrixKind{WeightFormat::polar, 2},
-                                {WeightFormat::polar, 3},
-                                {WeightFormat::polar, 4},
-                                {WeightFormat::polar, 6},
-                                {WeightFormat::polar, 7},
-                                {WeightFormat::polar, 8},
-                                {WeightFormat::int4}}) {
-    const OwnedMatrix owned = random_matrix(kind, 9, 384, 1, 12);
-    const OnDevice device(*backend, owned, true);
-    EXPECT_EQ(device.matrix.layout, WeightLayout::store);
-    EXPECT_EQ(downloaded<uint8_t>(*backend, device.data), owned.data);
-  }
+  const OwnedMatrix int4 = random_matrix({.format = WeightFormat::int4}, 9, 384, 1, 12);
+  const OnDevice other(*backend, int4, true);
+  EXPECT_EQ(other.matrix.layout, WeightLayout::store);
+  EXPECT_EQ(downloaded<uint8_t>(*backend, other.data), int4.data);
   // A host backend arranges nothing, twice is once, and a rank without rows has nothing to arrange.
-  OwnedMatrix owned = random_matrix(kPq5, 9, 384, 1, 12);
+  OwnedMatrix owned = random_matrix(polar(5), 9, 384, 1, 12);
   make_backend("cpu")->arrange(&owned.matrix);
   EXPECT_EQ(owned.matrix.layout, WeightLayout::store);
   OnDevice device(*backend, owned, true);
   const std::vector<uint8_t> once = downloaded<uint8_t>(*backend, device.data);
   backend->arrange(&device.matrix);
   EXPECT_EQ(downloaded<uint8_t>(*backend, device.data), once);
-  const OnDevice empty(*backend, random_matrix(kPq5, 0, 384, 1, 12), true);
+  const OnDevice empty(*backend, random_matrix(polar(5), 0, 384, 1, 12), true);
   EXPECT_EQ(empty.matrix.layout, WeightLayout::store);
 }
 
-// Rows that are no multiple of eight, odd block counts, several units, and enough rows that warps do not share them.
-TEST(Layout, ProductsReadTilesAsTheyReadStores) {
+// Rows that are no multiple of eight, odd block counts, several units, more of them than a block of threads has warps, and enough
+// rows that warps do not share them.
+TEST_P(Layout, ProductsReadTilesAsTheyReadStores) {
   const std::unique_ptr<Backend> device = make_emulated_cuda_backend();
   const std::unique_ptr<Backend> host = make_cpu_backend(Isa::generic);
   for (const auto& [rows, blocks, units] :
-       {std::array<int64_t, 3>{1, 1, 1}, {8, 5, 1}, {13, 3, 2}, {70, 35, 1}, {130, 2, 4}, {517, 7, 1}}) {
+       {std::array<int64_t, 3>{1, 1, 1}, {8, 5, 1}, {13, 3, 2}, {70, 35, 1}, {130, 2, 4}, {517, 7, 1}, {11, 1, 16}}) {
     const int64_t cols = units * blocks * kBlock;
-    const OwnedMatrix owned = random_matrix(kPq5, rows, cols, units, 21);
+    const OwnedMatrix owned = random_matrix(polar(GetParam()), rows, cols, units, 21);
     const OnDevice store(*device, owned, false), tiles(*device, owned, true);
     for (const int64_t tokens : {1, 2, 3, 5, 8, 9, 17, 66, 130}) {
       if (tokens > 9 && rows > (tokens > 100 ? 13 : 130)) continue;
@@ -115,12 +141,12 @@ TEST(Layout, ProductsReadTilesAsTheyReadStores) {
   }
 }
 
-TEST(Layout, DecodeAndEmbedReadTilesAsTheyReadStores) {
+TEST_P(Layout, DecodeAndEmbedReadTilesAsTheyReadStores) {
   const std::unique_ptr<Backend> device = make_emulated_cuda_backend();
   const std::unique_ptr<Backend> host = make_cpu_backend(Isa::generic);
   for (const auto& [rows, blocks, units] : {std::array<int64_t, 3>{1, 1, 1}, {13, 3, 1}, {9, 2, 4}}) {
     const int64_t cols = units * blocks * kBlock;
-    const OwnedMatrix owned = random_matrix(kPq5, rows, cols, units, 31);
+    const OwnedMatrix owned = random_matrix(polar(GetParam()), rows, cols, units, 31);
     const OnDevice tiles(*device, owned, true);
     std::vector<float> expected(static_cast<size_t>(rows * cols));
     host->decode({.w = expected.data(), .matrix = owned.matrix});
@@ -138,18 +164,61 @@ TEST(Layout, DecodeAndEmbedReadTilesAsTheyReadStores) {
   }
 }
 
-TEST(Layout, TheSmallestPanelThatTakesAllTokens) {
+// Widths apart, and plain matrices with one of them, in one call.
+TEST(LayoutOthers, ProductsOfOneInputAreGroupedByWidth) {
+  const std::unique_ptr<Backend> device = make_emulated_cuda_backend();
+  const std::unique_ptr<Backend> host = make_cpu_backend(Isa::generic);
+  const int64_t cols = 3 * kBlock;
+  const OwnedMatrix owned[] = {random_matrix(polar(4), 20, cols, 1, 41), random_matrix(polar(6), 9, cols, 1, 42),
+                               random_matrix({.format = WeightFormat::f32}, 6, cols, 1, 43),
+                               random_matrix(polar(4), 3, cols, 1, 44)};
+  for (const int64_t tokens : {1, 8, 21}) {
+    const std::vector<float> x = normals(tokens * cols, 45);
+    const auto products = [&](Backend& backend, bool arranged) {
+      const Buffer in = uploaded(backend, x), codes = backend.allocate(tokens * cols);
+      const Buffer scales = backend.allocate(4 * tokens * cols / kBlock);
+      backend.prepare({.x = in.as<float>(),
+                       .tokens = tokens,
+                       .dim = cols,
+                       .prepared = {.mode = ActivationMode::int8, .codes = codes.as<int8_t>(), .scales = scales.as<float>()}});
+      const Activation activation{.mode = ActivationMode::int8,
+                                  .tokens = tokens,
+                                  .dim = cols,
+                                  .raw = in.as<float>(),
+                                  .codes = codes.as<int8_t>(),
+                                  .scales = scales.as<float>()};
+      std::vector<OnDevice> weights;
+      std::vector<Buffer> y;
+      std::vector<LinearArgs> args;
+      for (const OwnedMatrix& matrix : owned) {
+        weights.emplace_back(backend, matrix, arranged);
+        y.push_back(backend.allocate(4 * tokens * matrix.matrix.rows));
+        args.push_back({.y = y.back().as<float>(), .x = activation, .w = weights.back().matrix});
+      }
+      backend.linear_group(args);
+      std::vector<std::vector<float>> results;
+      for (const Buffer& result : y) results.push_back(downloaded<float>(backend, result));
+      return results;
+    };
+    const std::vector<std::vector<float>> expected = products(*host, false), results = products(*device, true);
+    for (size_t i = 0; i < std::size(owned); ++i)
+      EXPECT_TRUE(same_bits(results[i], expected[i])) << "matrix " << i << ", " << tokens << " tokens";
+  }
+}
+
+TEST(LayoutOthers, TheSmallestPanelThatTakesAllTokens) {
   using cuda::choose_panel_tokens;
   for (const auto& [tokens, panel] : {std::array<int, 2>{9, 16}, {16, 16}, {17, 32}, {32, 32}, {33, 64}, {65, 128}, {4096, 128}})
     EXPECT_EQ(choose_panel_tokens(tokens), panel) << tokens;
 }
 
-TEST(Layout, TheKernelIsChosenByLayoutTokensAndDevice) {
+TEST(LayoutOthers, TheKernelIsChosenByLayoutWidthTokensAndDevice) {
   using cuda::choose_rows_kernel;
   using cuda::choose_rows_split;
   using cuda::row_products_take;
   using cuda::RowsKernel;
-  Matrix w{.format = WeightFormat::polar, .rows = 17408, .cols = 5120, .units = 1};
+  const Codebook five = make_codebook(5, TableKind::converged), six = make_codebook(6, TableKind::converged);
+  Matrix w{.format = WeightFormat::polar, .rows = 17408, .cols = 5120, .units = 1, .codebook = &five};
   EXPECT_EQ(choose_rows_kernel(w, 1), RowsKernel::any);
   const auto taken = [&](int64_t tokens, ActivationMode mode = ActivationMode::int8) {
     return row_products_take({.y = nullptr, .x = {.mode = mode, .tokens = tokens}, .w = w});
@@ -169,6 +238,12 @@ TEST(Layout, TheKernelIsChosenByLayoutTokensAndDevice) {
   EXPECT_TRUE(taken(1));
   w.units = 16;
   EXPECT_FALSE(taken(1));
+  EXPECT_EQ(choose_rows_kernel(w, 1), RowsKernel::panels);
+  w.codebook = &six;
+  EXPECT_EQ(choose_rows_kernel(w, 1), RowsKernel::any);
+  w.units = 8;
+  EXPECT_TRUE(taken(1));
+  EXPECT_TRUE(taken(4096));
   w = {.format = WeightFormat::f32, .rows = 48, .cols = 5120, .units = 1};
   EXPECT_TRUE(taken(1, ActivationMode::f32));
   w.units = 2;
