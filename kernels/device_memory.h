@@ -19,11 +19,13 @@ class PinnedMemory {
 // With which the error of a backend begins whose device, or limit, has no room for a buffer.
 inline constexpr const char* kNoDeviceMemory = "no device memory";
 
-// Before the first buffer: the CUDA context (250 to 400 MB on devices of this decade), the code of the kernels, their local memory,
-// and the graphs of the steps. An allowance: the driver does not say it in advance.
-inline constexpr int64_t kDeviceContextBytes = 450'000'000;
-// The part of that which is taken after the backend is made: code that is loaded when it first runs, local memory, the graphs.
-inline constexpr int64_t kDeviceLaterBytes = 100'000'000;
+// Before the first buffer: the CUDA context (250 to 350 MB on devices of this decade), the code of the kernels and their local
+// memory. An allowance: the driver does not say it in advance.
+inline constexpr int64_t kDeviceContextBytes = 380'000'000;
+// The part of that which is taken after the backend is made: code that is loaded when it first runs, local memory.
+inline constexpr int64_t kDeviceLaterBytes = 30'000'000;
+// For recorded steps (CUDA graphs), of which fewer are kept where they take more.
+inline constexpr int64_t kDeviceGraphBytes = 70'000'000;
 
 // Through which ids and spans of a step reach the device.
 inline constexpr int64_t kDeviceStagingBytes = int64_t{4} << 20;
@@ -43,6 +45,8 @@ constexpr int64_t wide_input_bytes(int64_t tokens, int64_t cols) { return tokens
 
 // What a device takes before the first buffer.
 constexpr int64_t device_context_bytes(bool cublas) { return kDeviceContextBytes + (cublas ? kCublasBytes : 0); }
+// What a plan counts that is no buffer of the backend.
+constexpr int64_t device_allowance_bytes(bool cublas) { return device_context_bytes(cublas) + kDeviceGraphBytes; }
 // What a plan may come to on a device that has so many bytes free, or in buffers of a backend that has been made.
 constexpr int64_t device_room(int64_t free_or_held, bool cublas) {
   return free_or_held + device_context_bytes(cublas) - kDeviceLaterBytes;

@@ -92,14 +92,14 @@ void make_rank_backend(const ModelFlags& flags, const Session& session, Model* m
     model->backend = make_encoder_backend(flags.backend, session);
     return;
   }
-  const int64_t context = device_context_bytes(cublas);
-  const int64_t least = context + device_fixed_bytes(cublas);
+  const int64_t no_buffers = device_allowance_bytes(cublas);
+  const int64_t least = no_buffers + device_fixed_bytes(cublas);
   if (flags.memory_bytes > 0 && flags.memory_bytes <= least) {
     throw Error(ErrorKind::usage, fmt::format("--memory {} is less than a CUDA context {}takes ({}); allow more, or run with {}",
                                               bytes_text(flags.memory_bytes), cublas ? "with cuBLAS " : "", bytes_text(least),
                                               cublas ? "--prefill codes" : "--device cpu"));
   }
-  const int64_t for_buffers = flags.memory_bytes > 0 ? flags.memory_bytes - context : 0;
+  const int64_t for_buffers = flags.memory_bytes > 0 ? flags.memory_bytes - no_buffers : 0;
   model->backend = make_cuda_backend(device_of_rank(session.local_rank(), devices), for_buffers, cublas, model->device.data());
 }
 
@@ -225,7 +225,7 @@ std::string plan_text(const MemoryPlan& plan) {
   const std::pair<const char*, int64_t> items[] = {{"weights", plan.weights},         {"KV cache", plan.kv_cache},
                                                    {"delta state", plan.delta_state}, {"conv state", plan.conv_state},
                                                    {"workspace", plan.workspace},     {"communication", plan.communication},
-                                                   {"process", plan.process}};
+                                                   {"graphs", plan.graphs},           {"process", plan.process}};
   std::string text;
   for (const auto& [name, bytes] : items) {
     if (bytes > 0) text += (text.empty() ? "" : ", ") + std::string(name) + " " + bytes_text(bytes);

@@ -85,15 +85,11 @@ std::vector<std::pair<const char*, Range>> partition(const ModelConfig& config, 
 }
 
 std::vector<std::pair<const char*, int64_t>> items(const MemoryPlan& plan, Place place) {
-  return {{"weights", plan.weights},
-          {"kv_cache", plan.kv_cache},
-          {"delta_state", plan.delta_state},
-          {"conv_state", plan.conv_state},
-          {"workspace", plan.workspace},
-          {"communication", plan.communication},
-          {place == Place::gpu ? "device_context" : "process", plan.process},
-          {"total", plan.total()},
-          {"host_embedding", plan.host_embedding}};
+  return {{"weights", plan.weights},         {"kv_cache", plan.kv_cache},
+          {"delta_state", plan.delta_state}, {"conv_state", plan.conv_state},
+          {"workspace", plan.workspace},     {"communication", plan.communication},
+          {"graphs", plan.graphs},           {place == Place::gpu ? "device_context" : "process", plan.process},
+          {"total", plan.total()},           {"host_embedding", plan.host_embedding}};
 }
 
 struct Plan {

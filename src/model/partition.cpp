@@ -261,6 +261,7 @@ MemoryPlan plan_of(const ModelConfig& config, const RuntimeOptions& options, int
     const int64_t while_loading = device_fixed_bytes(options.cublas) + loading_bytes + kDeviceBounceBytes;
     plan.workspace = std::max(plan.workspace, while_loading - plan.kv_cache - plan.delta_state - plan.conv_state);
     if (ranks > 1) plan.communication = push_sum_bytes(ranks) + (options.nccl ? kNcclBytes : 0);
+    plan.graphs = kDeviceGraphBytes;
     plan.process = device_context_bytes(options.cublas);
   }
   return plan;

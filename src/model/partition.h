@@ -56,8 +56,9 @@ struct MemoryPlan {
   int64_t conv_state = 0;
   int64_t workspace = 0;
   int64_t communication = 0;
-  int64_t process = 0;  // host: code, libraries, MPI, tokenizer; gpu: the CUDA context, code, graphs and cuBLAS; an allowance
-  int64_t total() const { return weights + kv_cache + delta_state + conv_state + workspace + communication + process; }
+  int64_t graphs = 0;   // gpu: recorded steps
+  int64_t process = 0;  // host: code, libraries, MPI, tokenizer; gpu: the CUDA context, code and cuBLAS; an allowance
+  int64_t total() const { return weights + kv_cache + delta_state + conv_state + workspace + communication + graphs + process; }
   int64_t host_embedding = 0;   // gpu: bytes of the embedding, which stays in host memory and is no part of the total
   int64_t largest_context = 0;  // that fits `memory_limit`, at most config.max_position; 0: not even one position
 };

@@ -48,7 +48,7 @@ TEST(RankMemory, OfAGpuNamesWhatIsTakenAndTheLargestContext) {
   planned.load();
   const RankMemory memory = rank_memory(planned.model);
   EXPECT_GT(memory.device_bytes, memory.allocated_bytes);
-  EXPECT_LE(memory.device_bytes, memory.planned_bytes - kDeviceContextBytes + (64 << 10));
+  EXPECT_LE(memory.device_bytes, memory.planned_bytes - device_allowance_bytes(false) + (64 << 10));
   EXPECT_GE(memory.device_taken, memory.device_bytes);
   EXPECT_EQ(memory.largest_context, planned.model.plan.largest_context);
   EXPECT_THAT(memory_text(3, memory), MatchesRegex("rank 3: .* weights, .* state and workspace; planned .*, on the GPU .* in "
@@ -71,7 +71,7 @@ TEST(RankMemory, ThatRunsOutWhileLoadingIsExplained) {
     // Not enough for the other state.
     const int64_t buffers = all.model.plan.weights + all.model.plan.kv_cache + kDeviceStagingBytes;
     Planned planned(buffers);
-    planned.model.memory_limit = kDeviceContextBytes + buffers;
+    planned.model.memory_limit = device_allowance_bytes(false) + buffers;
     std::string why;
     try {
       planned.load();
@@ -93,7 +93,7 @@ TEST(RankMemory, ThatRunsOutWhileLoadingIsExplained) {
   }
   // Less than the weights.
   Planned none(0);
-  none.model.memory_limit = kDeviceContextBytes + none.model.plan.weights / 2;
+  none.model.memory_limit = device_allowance_bytes(false) + none.model.plan.weights / 2;
   EXPECT_THAT(exhausted_text("no device memory", none.model, 0, 1), HasSubstr("not even one position fits"));
   EXPECT_EQ(exhausted_text("why", none.model, 0, 1), "why");
 }

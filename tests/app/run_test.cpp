@@ -494,6 +494,7 @@ TEST(Plan, TwoGpusOfTenGigabytesWithoutAGpu) {
     EXPECT_LE(rank["bytes"]["total"], 10'000'000'000);
     EXPECT_GT(rank["bytes"]["host_embedding"], 0);
     EXPECT_GT(rank["bytes"]["device_context"], 0);
+    EXPECT_GT(rank["bytes"]["graphs"], 0);
     EXPECT_FALSE(rank["bytes"].contains("process"));
   }
   const auto text = run(0, {"-m", "qwen3.5-27b", "--plan", "--device", "cuda", "--ranks", "2", "--memory", "10GB", "-c", "16384"});

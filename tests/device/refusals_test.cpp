@@ -51,7 +51,7 @@ TEST(EmulatedRefusal, OfTwoRanksOnOneDevice) {
   EXPECT_EQ(shared.code, 0) << shared.err;
 }
 
-// The demo model's plan is 450 MB of context and about 37 of its own, most of it the workspace.
+// The demo model's plan is 450 MB of context and graphs and about 37 of its own, most of it the workspace.
 TEST(EmulatedRefusal, OfACapThatHoldsNoModel) {
   EXPECT_THAT(refused(2, {"--device", "cuda", "--memory", "100MB"}, {}, 64), HasSubstr("is less than a CUDA context takes"));
   EXPECT_THAT(refused(2, {"--device", "cuda", "--memory", "451MB"}, {}, 64), HasSubstr("is less than a CUDA context takes"));

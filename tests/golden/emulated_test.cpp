@@ -102,7 +102,7 @@ TEST_P(EmulatedMemory, ThePlanHoldsAndALittleLessDoesNot) {
   Encoding encoding;
   ASSERT_TRUE(try_parse_encoding("pq5", &encoding));
   QuantizingSource source(directory, tensor_specs(config), Recipe{.policy = Policy(encoding), .scale_search = false}, *encoder);
-  const int64_t planned = plan_rank(config, options, source, 0, 1, 0).total() - device_context_bytes(cublas);
+  const int64_t planned = plan_rank(config, options, source, 0, 1, 0).total() - device_allowance_bytes(cublas);
   const auto run = [&](int64_t limit, bool host_embedding) {
     const int64_t before = simt::memory_used();
     const std::unique_ptr<Backend> backend = make_emulated_cuda_backend(0, limit, cublas ? kWideTileBytes : 0);
@@ -155,7 +155,7 @@ TEST(EmulatedLoading, IsInThePlanOfASmallModel) {
   transformer.run({.tokens = {1}, .spans = {{.row = 0, .tokens = 1, .position = 0, .slot = 0}}, .logit_rows = {0}},
                   [](int64_t, const float*) {});
   constexpr int64_t kTables = 64 << 10;
-  EXPECT_LE(dynamic_cast<const DeviceMeasure&>(*backend).peak_bytes(), plan.total() - kDeviceContextBytes + kTables);
+  EXPECT_LE(dynamic_cast<const DeviceMeasure&>(*backend).peak_bytes(), plan.total() - device_allowance_bytes(false) + kTables);
 }
 
 INSTANTIATE_TEST_SUITE_P(Devices, EmulatedMemory, testing::Bool(),

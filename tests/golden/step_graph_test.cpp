@@ -3,6 +3,7 @@
 // step is recorded, so that a graph that is launched is proof of neither.
 #include "comm/sum_choice.h"
 #include "golden/golden_model.h"
+#include "kernels/device_memory.h"
 #include "tests/support/simt/simt.h"
 
 namespace pq {
@@ -170,6 +171,27 @@ TEST_F(StepsTest, ABoundedNumberIsKept) {
   }
   EXPECT_EQ(total(), 180.0f);
   EXPECT_EQ(sum_, 180.0f);
+}
+
+// Memory for 3, 7 and any number of recordings, while 10 steps take turns.
+TEST_F(StepsTest, NoMoreAreKeptThanTheirMemoryAllows) {
+  for (const auto& [bytes, kept] : {std::array<int64_t, 2>{kDeviceGraphBytes / 3, 4}, {kDeviceGraphBytes / 7, 7}, {0, 10}}) {
+    backend_ = make_emulated_cuda_backend();
+    simt::set_graph_bytes(bytes);
+    std::vector<std::string> remarks;
+    for (int round = 0; round < 4; ++round) {
+      for (int64_t owner = 1; owner <= 10; ++owner) {
+        std::string remark = step(1, 0, {.owner = owner, .tokens = 1});
+        if (!remark.empty()) remarks.push_back(std::move(remark));
+      }
+    }
+    EXPECT_EQ(simt::graphs_alive(), kept) << bytes;
+    ASSERT_EQ(remarks.size(), kept < 10 ? 1u : 0u);
+    if (kept < 10)
+      EXPECT_NE(remarks[0].find("no more than " + std::to_string(kept) + " are kept"), std::string::npos) << remarks[0];
+  }
+  simt::set_graph_bytes(0);
+  EXPECT_EQ(total(), 120.0f);
 }
 
 TEST_F(StepsTest, WhatCannotBeRecordedRunsAsItIsAndIsSaidOnce) {

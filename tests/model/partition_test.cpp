@@ -213,6 +213,8 @@ TEST(MemoryPlanOf27B, TwoGpusOfTenGigabytesHoldSixteenThousandPositions) {
   EXPECT_EQ(all.host_embedding, 0);
   EXPECT_EQ(all.kv_cache, host.kv_cache);
   EXPECT_EQ(all.process, kDeviceContextBytes);
+  EXPECT_EQ(all.graphs, kDeviceGraphBytes);
+  EXPECT_EQ(host.graphs, 0);
   EXPECT_EQ(all.workspace - host.workspace, kDeviceStagingBytes + 4 * 256 * int64_t{4 * 5120});
   EXPECT_EQ(all.communication, 2 * 2 * 8 * kPushPieceFloats);
   // cuBLAS: its code, its workspace, a tile of weights; inputs of half the intermediate width where a step has enough tokens.

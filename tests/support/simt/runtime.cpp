@@ -71,6 +71,9 @@ cudaError_t remember(cudaError_t error) {
 // and the end of the capture.
 thread_local cudaStream_t captured = nullptr;
 std::atomic<int64_t> graphs_launched{0};
+std::atomic<int64_t> graph_bytes{0};  // of each
+std::atomic<int64_t> alive{0};
+std::atomic<int64_t> graph_memory{0};  // the most they took
 
 bool captures() {
   if (captured == nullptr) return false;
@@ -100,6 +103,11 @@ int64_t freed_while_mapped() {
   const std::lock_guard<std::mutex> lock(mutex);
   return freed_mapped;
 }
+void set_graph_bytes(int64_t bytes) {
+  graph_bytes = bytes;
+  graph_memory = 0;
+}
+int64_t graphs_alive() { return alive; }
 int64_t graph_launches() { return graphs_launched.load(); }
 int64_t memory_total() { return kTotal; }
 int64_t memory_used() {
@@ -169,7 +177,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
 }
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   *total = static_cast<size_t>(kTotal);
-  *free = static_cast<size_t>(std::max<int64_t>(0, (room_is_known ? kRoom : kTotal) - simt::memory_used()));
+  *free = static_cast<size_t>(std::max<int64_t>(0, (room_is_known ? kRoom : kTotal) - simt::memory_used() - graph_memory));
   return cudaSuccess;
 }
 
@@ -277,8 +285,10 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
   *exec = new simt::Graph(*graph);
+  graph_memory = std::max<int64_t>(graph_memory, ++alive * graph_bytes);
   return cudaSuccess;
 }
+cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
   ++graphs_launched;
   for (const simt::Work& work : exec->work) work();
@@ -289,6 +299,7 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   return cudaSuccess;
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  --alive;
   delete exec;
   return cudaSuccess;
 }

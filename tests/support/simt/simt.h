@@ -66,6 +66,9 @@ uint64_t clock_ns();
 // Kernels launched since the process began, so that a test can tell that it ran any.
 int64_t launches();
 
+// Device memory that each graph takes from now on, beside allocations; what is destroyed leaves it for the next.
+void set_graph_bytes(int64_t bytes);
+int64_t graphs_alive();
 // Graphs launched since the process began.
 int64_t graph_launches();
 
