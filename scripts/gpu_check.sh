@@ -6,6 +6,8 @@
 #   gpu_check.sh [OUTPUT_DIR]
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 70
+# Where NVIDIA's packages leave nvcc and compute-sanitizer.
+PATH=$PATH:/usr/local/cuda/bin
 build=build
 out=${1:-$build/gpu}
 mkdir -p "$out"
@@ -184,6 +186,7 @@ for way in "${ways[@]}"; do
   bench "prefill_pq4_$way" . prefill -p 512 -r 2 -b 512 --format pq4 --prefill "$way"
 done
 bench kernels ', 1 token$' kernels -r 3
+for bits in 2 3 4 6 8; do bench "kernels_pq$bits" '^all .* of a step, ' kernels -r 3 --format "pq$bits"; done
 # Two ranks that shared a device would take turns.
 bench slice ', 1 token$' kernels -r 3 --slice-of 2
 [ $cublas -eq 0 ] || bench kernels_cublas ', 2048 tokens$' kernels -r 3 -b 2048 -c 2048 --prefill cublas
