@@ -17,7 +17,6 @@
 namespace pq::cuda {
 namespace {
 
-constexpr int kAhead = 4;              // tiles a warp has in flight
 constexpr size_t kUnasked = 44 << 10;  // of dynamic shared memory that every device gives beside what is static here
 constexpr int kChunk = 32;             // blocks whose products wait in shared memory for their order
 
@@ -53,6 +52,9 @@ struct Pairs {
   }
 };
 
+// Tiles a warp has in flight, 1.6 KB at least (kEnoughWarps).
+constexpr int ahead_tiles(int bits) { return bits == 2 ? 8 : 4; }
+
 // Of the block's dynamic shared memory, in front of the pairs.
 template <int kBits>
 constexpr size_t table_bytes() {
@@ -64,7 +66,7 @@ constexpr size_t table_bytes() {
 // a row and token. A block of threads has all units of its rows.
 template <int kBits, int S>
 __device__ void coded_rows(const Part& p, const Group& g, int64_t block) {
-  constexpr int kSlots = kRowWarps / S;
+  constexpr int kSlots = kRowWarps / S, kAhead = ahead_tiles(kBits);
   __shared__ float unit_sums[kSlots][kTileRows][kRowTokens];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, q = lane % 4, place = lane / 4;
   const int slot = warp / S, part = warp % S;

@@ -44,8 +44,8 @@ inline bool row_products_take(const LinearArgs& args) {
   return args.x.mode == ActivationMode::int8 && choose_rows_kernel(w, args.x.tokens) == RowsKernel::tiles;
 }
 
-// Warps of a multiprocessor whose loads cover the latency of memory: each has four tiles of 656 bytes (of 5 bits) in flight, and
-// the largest device asks for 4.8 TB/s * 700 ns / 132 = 25 KB.
+// Warps of a multiprocessor whose loads cover the latency of memory: each has 1.6 KB in flight at least, 2.6 at 5 bits, and the
+// largest device asks for 4.8 TB/s * 700 ns / 132 = 25 KB.
 inline constexpr int64_t kEnoughWarps = 16;
 
 // Warps that share eight rows of a unit, in a launch of coded matrices with so many units times rows altogether and at most `units`
