@@ -9,9 +9,10 @@
 namespace pq::cuda {
 namespace {
 
+// 0 when the runtime does not say.
 int64_t free_memory() {
   size_t free = 0, total = 0;
-  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  if (cudaMemGetInfo(&free, &total) != cudaSuccess) cudaGetLastError();
   return static_cast<int64_t>(free);
 }
 
@@ -24,7 +25,7 @@ std::string StepGraphs::run(const StepKey& key, int64_t bucket, const std::funct
   }
   auto entry = std::find_if(entries_.begin(), entries_.end(), [&](const Entry& e) { return e.key == key && e.bucket == bucket; });
   if (entry == entries_.end()) {
-    if (static_cast<int64_t>(entries_.size()) == kStepGraphs) {
+    if (entries_.size() == kStepGraphs) {
       entry = std::min_element(entries_.begin(), entries_.end(), [](const Entry& a, const Entry& b) { return a.used < b.used; });
       if (entry->graph != nullptr) cudaGraphExecDestroy(entry->graph);
       entries_.erase(entry);
@@ -35,35 +36,20 @@ std::string StepGraphs::run(const StepKey& key, int64_t bucket, const std::funct
     return {};
   }
   entry->used = ++runs_;
-  std::string remark;
   if (entry->graph == nullptr) {
-    remark = make_room();
     std::string problem;
     entry->graph = record(body, &problem);
     if (entry->graph == nullptr) {
       impossible_ = true;
+      forget();
       body();
       return "steps run launch by launch, not as CUDA graphs: " + problem;
     }
-    if (most_ == kStepGraphs && taken_ + largest_ > kDeviceGraphBytes) most_ = std::max(recorded(), kFewestStepGraphs);
   }
   check(cudaGraphLaunch(entry->graph, stream_), "cudaGraphLaunch");
-  return remark;
-}
-
-int64_t StepGraphs::recorded() const {
-  return std::count_if(entries_.begin(), entries_.end(), [](const Entry& e) { return e.graph != nullptr; });
-}
-
-std::string StepGraphs::make_room() {
-  if (recorded() < most_) return {};
-  const auto age = [](const Entry& e) { return e.graph != nullptr ? e.used : ~uint64_t{0}; };
-  const auto oldest =
-      std::min_element(entries_.begin(), entries_.end(), [&](const Entry& a, const Entry& b) { return age(a) < age(b); });
-  cudaGraphExecDestroy(std::exchange(oldest->graph, nullptr));
-  if (most_ == kStepGraphs || std::exchange(said_, true)) return {};
-  return "recorded steps take " + std::to_string(taken_ / 1'000'000) + " MB of the " +
-         std::to_string(kDeviceGraphBytes / 1'000'000) + " planned for them: no more than " + std::to_string(most_) + " are kept";
+  if (taken_ <= kDeviceGraphBytes || std::exchange(said_, true)) return {};
+  return "recorded steps take " + std::to_string(taken_ / 1'000'000) + " MB of the device, more than the " +
+         std::to_string(kDeviceGraphBytes / 1'000'000) + " planned for them";
 }
 
 cudaGraphExec_t StepGraphs::record(const std::function<void()>& body, std::string* problem) {
@@ -87,15 +73,12 @@ cudaGraphExec_t StepGraphs::record(const std::function<void()>& body, std::strin
     const int64_t before = free_memory();
     result = cudaGraphInstantiate(&executable, graph, 0);
     if (result == cudaSuccess) result = cudaGraphUpload(executable, stream_);
-    // Others of a shared device may have freed some meanwhile.
-    const int64_t more = std::max<int64_t>(0, before - free_memory());
-    taken_ += more;
-    largest_ = std::max(largest_, more);
+    taken_ += std::max<int64_t>(0, before - free_memory());
   }
   if (graph != nullptr) cudaGraphDestroy(graph);
   if (result != cudaSuccess) {
     cudaGetLastError();
-    executable = nullptr;
+    if (executable != nullptr) cudaGraphExecDestroy(std::exchange(executable, nullptr));
     if (problem->empty()) *problem = cudaGetErrorString(result);
   }
   return executable;

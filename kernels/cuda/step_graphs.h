@@ -12,9 +12,8 @@
 
 namespace pq::cuda {
 
-// Recordings kept, and those kept whatever they take; the one that was not used for the longest time makes room.
-inline constexpr int64_t kStepGraphs = 24;
-inline constexpr int64_t kFewestStepGraphs = 4;
+// Recordings kept; the one that was not used for the longest time makes room.
+inline constexpr size_t kStepGraphs = 24;
 
 class StepGraphs {
  public:
@@ -25,8 +24,8 @@ class StepGraphs {
   ~StepGraphs() { forget(); }
 
   // body issues the step on the stream. bucket: position_bucket of its spans. Returns a line for the log when steps cannot be
-  // recorded, once; they then run as they are; and once when fewer than kStepGraphs are kept, so that they take no more memory than
-  // is planned for them (kDeviceGraphBytes).
+  // recorded, once; they then run as they are. Another, once, when recordings take more memory than is planned for them
+  // (kDeviceGraphBytes): no fewer are kept for that, because ranks whose recordings hold a sum by NCCL must record alike.
   std::string run(const StepKey& key, int64_t bucket, const std::function<void()>& body);
 
   // What recorded launches use has moved, or ends. A graph that runs is freed when it has run. Not while recording.
@@ -42,18 +41,12 @@ class StepGraphs {
   };
 
   cudaGraphExec_t record(const std::function<void()>& body, std::string* problem);
-  int64_t recorded() const;
-  // So that one more may be made. Returns a line for the log, or nothing.
-  std::string make_room();
 
   const cudaStream_t& stream_;
   std::vector<Entry> entries_;
   uint64_t runs_ = 0;
-  // Device memory that recordings have taken, and the most that one did. The driver may keep what was a destroyed one's for the
-  // next, so that only what they add is known.
+  // Device memory by which recordings have grown; the driver may keep what was a destroyed one's for the next.
   int64_t taken_ = 0;
-  int64_t largest_ = 0;
-  int64_t most_ = kStepGraphs;
   bool said_ = false;
   bool recording_ = false;
   bool impossible_ = false;

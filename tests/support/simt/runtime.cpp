@@ -73,6 +73,7 @@ thread_local cudaStream_t captured = nullptr;
 std::atomic<int64_t> graphs_launched{0};
 std::atomic<int64_t> graph_bytes{0};  // of each
 std::atomic<int64_t> alive{0};
+std::atomic<bool> graphs_refused{false};
 std::atomic<int64_t> graph_memory{0};  // the most they took
 
 bool captures() {
@@ -108,6 +109,7 @@ void set_graph_bytes(int64_t bytes) {
   graph_memory = 0;
 }
 int64_t graphs_alive() { return alive; }
+void refuse_graphs(bool refuse) { graphs_refused = refuse; }
 int64_t graph_launches() { return graphs_launched.load(); }
 int64_t memory_total() { return kTotal; }
 int64_t memory_used() {
@@ -288,7 +290,9 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsig
   graph_memory = std::max<int64_t>(graph_memory, ++alive * graph_bytes);
   return cudaSuccess;
 }
-cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) {
+  return remember(graphs_refused ? cudaErrorMemoryAllocation : cudaSuccess);
+}
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
   ++graphs_launched;
   for (const simt::Work& work : exec->work) work();

@@ -21,7 +21,7 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kMaxThreads = 1024;
 constexpr size_t kDefaultShared = 48 << 10;
-constexpr size_t kMaxShared = 227 << 10;
+constexpr size_t kMaxShared = 99 << 10;  // of the smallest, sm_86 and later consumer cards
 
 std::atomic<int64_t> launched{0};
 std::mutex allowed_mutex;

@@ -46,7 +46,7 @@ struct Stream {
 void submit(Stream* stream, Work work);
 // False when the shape is beyond a device's limits (1024 threads, 65535 blocks in y and z, shared memory that was not allowed).
 bool launch(Stream* stream, const void* kernel, const Shape& shape, Work body);
-// Dynamic shared memory beyond 48 KiB, up to 227 KiB, for one kernel.
+// Dynamic shared memory beyond 48 KiB, up to 99 KiB, for one kernel.
 bool allow_shared(const void* kernel, int64_t bytes);
 
 enum class Exchange { sync, shuffle, add, ballot, mma };
@@ -69,6 +69,8 @@ int64_t launches();
 // Device memory that each graph takes from now on, beside allocations; what is destroyed leaves it for the next.
 void set_graph_bytes(int64_t bytes);
 int64_t graphs_alive();
+// Whether none more can be put on the device.
+void refuse_graphs(bool refuse);
 // Graphs launched since the process began.
 int64_t graph_launches();
 
