@@ -68,6 +68,13 @@ __device__ inline uint32_t two_bits(const Quarter<kBits>& w, int low, int k) {
   return (w.words[low + k / 2] >> (2 * (k % 2))) & 0x33333333u;
 }
 
+// Those of the plane of one bit, the last of 3 and 7 bits, as bits 2 of the nibbles.
+template <int kBits>
+__device__ inline uint32_t one_bit(const Quarter<kBits>& w, int k) {
+  const uint32_t word = w.words[kBits - 1];
+  return (k <= 2 ? word << (2 - k) : word >> 1) & 0x44444444u;
+}
+
 // Weights 8 k .. 8 k + 7 of a quarter, four a word, as bytes of two parts that depend on the width: two rows of a left fragment
 // (upper_row, lower), whose sums join_rows puts together, or signed_bytes.
 struct EightWeights {
@@ -112,7 +119,7 @@ struct ByteTable {
     EightWeights e;
     if constexpr (kBits <= 3) {
       uint32_t codes = two_bits(w, 0, k);
-      if constexpr (kBits == 3) codes |= (k <= 2 ? w.words[2] << (2 - k) : w.words[2] >> 1) & 0x44444444u;
+      if constexpr (kBits == 3) codes |= one_bit(w, k);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         e.upper[i] = select_bytes(words[0], words[1], codes >> (16 * i));
@@ -168,7 +175,7 @@ struct WideTable {
       high = w.words[4 + k];
     } else {
       high = two_bits(w, 4, k);
-      if constexpr (kBits == 7) high |= (k <= 2 ? w.words[6] << (2 - k) : w.words[6] >> 1) & 0x44444444u;
+      if constexpr (kBits == 7) high |= one_bit(w, k);
     }
     const uint32_t codes[2] = {(low & 0x0f0f0f0fu) | (high & 0x0f0f0f0fu) << 4, ((low >> 4) & 0x0f0f0f0fu) | (high & 0xf0f0f0f0u)};
     EightWeights e;
