@@ -353,7 +353,7 @@ void CudaBackend::linear_group(std::span<const LinearArgs> products) {
     if (args.x.tokens == 0 || args.w.rows == 0) continue;
     if (!widens(args) && row_products_take(args)) {
       const DeviceCodebook& book = device_codebook(args.w.codebook);
-      together[static_cast<size_t>(book.bits)].push_back({args, &book});
+      together[args.w.format == WeightFormat::polar ? static_cast<size_t>(book.bits) : 0].push_back({args, &book});
     } else {
       wide_linear(args);
     }
